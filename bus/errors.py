@@ -1,0 +1,29 @@
+"""What can go wrong on the bus, sorted by what the caller should do."""
+
+
+class BusError(Exception):
+    """Base of all errors of this package."""
+
+
+class BadName(BusError, ValueError):
+    """The name cannot be a subject token: shorten it."""
+
+
+class MalformedMessage(BusError, ValueError):
+    """The bytes are not a message of the expected class: count it and drop it."""
+
+
+class MessageTooLarge(BusError, ValueError):
+    """The message is over the bus's payload limit: send less, or answer 413."""
+
+
+class NoResponders(BusError):
+    """Nobody listens on this subject now: choose another addressee or try again later."""
+
+
+class AskTimedOut(BusError):
+    """Somebody listens but did not answer in time."""
+
+
+class NotConnected(BusError):
+    """The bus is not connected (yet, or any more)."""

@@ -1,0 +1,170 @@
+"""Every subject as a function; its name is the message's class in snake_case.
+
+Arguments are raw names; they are encoded here, so callers never build a subject by hand. Pass
+``ANY`` for a token to get the pattern to subscribe with.
+"""
+
+from typing import Final
+
+from bus.names import encode_name
+
+PREFIX: Final = "yard"
+#: Matches any one token of a subject.
+ANY: Final = "*"
+#: The instance name that every component answers to.
+EVERYONE: Final = "all"
+
+
+def _subject(path: str, *scope: str) -> str:
+    tokens = (s if s == ANY else encode_name(s) for s in scope)
+    return ".".join((PREFIX, path, *tokens))
+
+
+# A request comes in, is queued, cancelled, refused, dispatched.
+
+
+def schedule_request(scheduler: str) -> str:
+    return _subject("cmd.request.schedule", scheduler)
+
+
+def cancel_request(scheduler: str) -> str:
+    return _subject("cmd.request.cancel", scheduler)
+
+
+def request_queued(gateway: str) -> str:
+    return _subject("cmd.request.queued", gateway)
+
+
+def request_refused(gateway: str) -> str:
+    return _subject("cmd.request.refused", gateway)
+
+
+def request_dispatched(gateway: str) -> str:
+    return _subject("cmd.request.dispatched", gateway)
+
+
+def request_events_batched(source: str) -> str:
+    return _subject("evt.request.batch", source)
+
+
+# When and where.
+
+
+def route_window(shard: str, router: str) -> str:
+    return _subject("ask.window.route", shard, router)
+
+
+def room_changed(shard: str) -> str:
+    return _subject("sig.room.changed", shard)
+
+
+# One attempt at a worker.
+
+
+def run_attempt(worker: str) -> str:
+    return _subject("cmd.attempt.run", worker)
+
+
+def cancel_attempt(worker: str) -> str:
+    return _subject("cmd.attempt.cancel", worker)
+
+
+def attempt_reported(shard: str, worker: str) -> str:
+    return _subject("sig.attempt.reported", shard, worker)
+
+
+def resume_streams(worker: str) -> str:
+    return _subject("ask.streams.resume", worker)
+
+
+def fetch_body(gateway: str) -> str:
+    return _subject("ask.body.fetch", gateway)
+
+
+def body_published(request: str) -> str:
+    return _subject("evt.body.published", request)
+
+
+def frames(gateway: str, worker: str) -> str:
+    """Token frames: the one exception to noun.verb, and no message (``schemas.frames``)."""
+    return _subject("out", gateway, worker)
+
+
+# P and D hand KV blocks over; the addressee is the worker named.
+
+
+def offer_handoff(worker: str) -> str:
+    return _subject("cmd.handoff.offer", worker)
+
+
+def grant_handoff(worker: str) -> str:
+    return _subject("cmd.handoff.grant", worker)
+
+
+def renew_handoff(worker: str) -> str:
+    return _subject("cmd.handoff.renew", worker)
+
+
+def ready_handoff(worker: str) -> str:
+    return _subject("cmd.handoff.ready", worker)
+
+
+def consume_handoff(worker: str) -> str:
+    return _subject("cmd.handoff.consume", worker)
+
+
+def release_handoff(worker: str) -> str:
+    return _subject("cmd.handoff.release", worker)
+
+
+# What engines say.
+
+
+def engine_load_reported(engine: str) -> str:
+    return _subject("evt.engine.load_reported", engine)
+
+
+def engine_state_received(engine: str) -> str:
+    return _subject("evt.engine.state_received", engine)
+
+
+def kv_pages_changed(engine: str) -> str:
+    return _subject("evt.kv.pages_changed", engine)
+
+
+# Who is there.
+
+
+def heartbeat_sent(component: str, instance: str) -> str:
+    return _subject("sig.heartbeat.sent", component, instance)
+
+
+def fleet_joined(instance: str) -> str:
+    return _subject("evt.fleet.joined", instance)
+
+
+def fleet_left(instance: str) -> str:
+    return _subject("evt.fleet.left", instance)
+
+
+def show_fleet() -> str:
+    return _subject("ask.fleet.show")
+
+
+def show_component(instance: str) -> str:
+    return _subject("ask.component.show", instance)
+
+
+def show_model(model: str) -> str:
+    return _subject("ask.model.show", model)
+
+
+# The journal.
+
+
+def journal_appended(owner: str) -> str:
+    return _subject("evt.journal.appended", owner)
+
+
+def journal_snapshotted(owner: str) -> str:
+    return _subject("evt.journal.snapshotted", owner)

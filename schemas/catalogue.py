@@ -1,0 +1,285 @@
+"""The table of messages: subject, sender, readers. Permissions and documentation come from it.
+
+A subject template reads ``kind.noun.verb[.{scope}...].{id}``; the bus puts its prefix in front.
+Kinds: ``evt`` facts, kept by a stream; ``cmd`` for one addressee; ``ask`` a question with a reply;
+``sig`` signals, never kept; ``out`` token frames.
+
+``sender_is`` names the token that must be the sender's own instance id, ``reader_is`` the token
+that must be the reader's own: a worker may only publish frames under its own name, a gateway only
+read those meant for it.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from schemas import attempt, body, engine, fleet, handoff, journal, request, routing
+from schemas.message import Message
+
+Component = Literal["gateway", "scheduler", "router", "registry", "bridge", "worker", "operator"]
+
+ALL: Final[tuple[Component, ...]] = (
+    "gateway",
+    "scheduler",
+    "router",
+    "registry",
+    "bridge",
+    "worker",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One message on one subject. ``reply`` is set for questions."""
+
+    message: type[Message]
+    subject: str
+    senders: tuple[Component, ...]
+    readers: tuple[Component, ...]
+    sender_is: str | None = None
+    reader_is: str | None = None
+    reply: type[Message] | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.subject.split(".", 1)[0]
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The names of the template's variable tokens, in order."""
+        return tuple(t[1:-1] for t in self.subject.split(".") if t.startswith("{"))
+
+
+CATALOGUE: Final[tuple[Entry, ...]] = (
+    # A request comes in, is queued, cancelled, refused, dispatched.
+    Entry(
+        request.ScheduleRequest,
+        "cmd.request.schedule.{scheduler}",
+        ("gateway",),
+        ("scheduler",),
+        reader_is="scheduler",
+    ),
+    Entry(
+        request.CancelRequest,
+        "cmd.request.cancel.{scheduler}",
+        ("gateway",),
+        ("scheduler",),
+        reader_is="scheduler",
+    ),
+    Entry(
+        request.RequestQueued,
+        "cmd.request.queued.{gateway}",
+        ("scheduler",),
+        ("gateway",),
+        reader_is="gateway",
+    ),
+    Entry(
+        request.RequestRefused,
+        "cmd.request.refused.{gateway}",
+        ("scheduler", "router", "worker"),
+        ("gateway",),
+        reader_is="gateway",
+    ),
+    Entry(
+        request.RequestDispatched,
+        "cmd.request.dispatched.{gateway}",
+        ("router", "scheduler"),
+        ("gateway",),
+        reader_is="gateway",
+    ),
+    Entry(
+        request.RequestEventsBatched,
+        "evt.request.batch.{source}",
+        ("gateway", "scheduler", "router", "worker"),
+        (),
+        sender_is="source",
+    ),
+    # When and where.
+    Entry(
+        routing.RouteWindow,
+        "ask.window.route.{shard}.{router}",
+        ("scheduler",),
+        ("router",),
+        reader_is="router",
+        reply=routing.RouteWindowReply,
+    ),
+    Entry(
+        routing.RoomChanged,
+        "sig.room.changed.{shard}",
+        ("router",),
+        ("scheduler",),
+    ),
+    # One attempt at a worker.
+    Entry(
+        attempt.RunAttempt,
+        "cmd.attempt.run.{worker}",
+        ("router",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        attempt.CancelAttempt,
+        "cmd.attempt.cancel.{worker}",
+        ("gateway", "router", "scheduler"),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        attempt.AttemptReported,
+        "sig.attempt.reported.{shard}.{worker}",
+        ("worker",),
+        ("scheduler", "router"),
+        sender_is="worker",
+    ),
+    Entry(
+        attempt.ResumeStreams,
+        "ask.streams.resume.{worker}",
+        ("gateway",),
+        ("worker",),
+        reader_is="worker",
+        reply=attempt.ResumeStreamsReply,
+    ),
+    Entry(
+        body.FetchBody,
+        "ask.body.fetch.{gateway}",
+        ("worker",),
+        ("gateway",),
+        reader_is="gateway",
+        reply=body.FetchBodyReply,
+    ),
+    Entry(
+        body.BodyPublished,
+        "evt.body.published.{request}",
+        ("gateway",),
+        (),
+    ),
+    # P and D hand KV blocks over.
+    Entry(
+        handoff.OfferHandoff,
+        "cmd.handoff.offer.{worker}",
+        ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        handoff.GrantHandoff,
+        "cmd.handoff.grant.{worker}",
+        ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        handoff.RenewHandoff,
+        "cmd.handoff.renew.{worker}",
+        ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        handoff.ReadyHandoff,
+        "cmd.handoff.ready.{worker}",
+        ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        handoff.ConsumeHandoff,
+        "cmd.handoff.consume.{worker}",
+        ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    Entry(
+        handoff.ReleaseHandoff,
+        "cmd.handoff.release.{worker}",
+        ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    # What engines say.
+    Entry(
+        engine.EngineLoadReported,
+        "evt.engine.load_reported.{engine}",
+        ("worker",),
+        ("router", "registry"),
+        sender_is="engine",
+    ),
+    Entry(
+        engine.EngineStateReceived,
+        "evt.engine.state_received.{engine}",
+        ("bridge",),
+        ("registry",),
+    ),
+    Entry(
+        engine.KvPagesChanged,
+        "evt.kv.pages_changed.{engine}",
+        ("worker",),
+        (),
+        sender_is="engine",
+    ),
+    # Who is there.
+    Entry(
+        fleet.HeartbeatSent,
+        "sig.heartbeat.sent.{component}.{instance}",
+        ALL,
+        ("gateway", "scheduler", "router", "registry", "worker"),
+        sender_is="instance",
+    ),
+    Entry(
+        fleet.FleetJoined,
+        "evt.fleet.joined.{instance}",
+        ("registry",),
+        (),
+    ),
+    Entry(
+        fleet.FleetLeft,
+        "evt.fleet.left.{instance}",
+        ("registry",),
+        (),
+    ),
+    Entry(
+        fleet.ShowFleet,
+        "ask.fleet.show",
+        ("operator", "gateway"),
+        ("registry",),
+        reply=fleet.ShowFleetReply,
+    ),
+    Entry(
+        fleet.ShowComponent,
+        "ask.component.show.{instance}",
+        ("operator",),
+        ALL,
+        reply=fleet.ShowComponentReply,
+    ),
+    Entry(
+        fleet.ShowModel,
+        "ask.model.show.{model}",
+        ("gateway", "operator"),
+        ("worker",),
+        reply=fleet.ShowModelReply,
+    ),
+    # The journal.
+    Entry(
+        journal.JournalAppended,
+        "evt.journal.appended.{owner}",
+        ("scheduler", "router"),
+        (),
+        sender_is="owner",
+    ),
+    Entry(
+        journal.JournalSnapshotted,
+        "evt.journal.snapshotted.{owner}",
+        ("scheduler", "router"),
+        (),
+        sender_is="owner",
+    ),
+)
+
+#: Token frames have no schema class: ``schemas.frames`` documents the layout.
+FRAMES_SUBJECT: Final = "out.{gateway}.{worker}"
+
+BY_MESSAGE: Final[dict[type[Message], Entry]] = {e.message: e for e in CATALOGUE}
+
+#: Every class that travels, questions' replies included, by schema id.
+BY_SCHEMA_ID: Final[dict[str, type[Message]]] = {
+    m.schema_id: m for e in CATALOGUE for m in (e.message, e.reply) if m is not None
+}

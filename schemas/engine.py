@@ -1,0 +1,92 @@
+"""What an engine says of itself: load, KV blocks, and the ELRAR state that others send."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from schemas.codes import Role
+from schemas.message import Message, Part
+
+
+class Admitted(Part):
+    """The highest dispatch sequence of one router's epoch that this snapshot contains."""
+
+    router: str
+    router_epoch: int
+    dispatch_seq: int
+
+
+class EngineLoadReported(Message):
+    """A snapshot of one engine's load. Kept in ENGINE_STATE.
+
+    ``running`` and ``waiting`` count requests, ``queued_tokens`` prompt tokens not yet computed,
+    ``kv_pages_*`` pages of 16 tokens, ``watermark`` engine steps since its start. ``admitted`` says
+    which dispatches are in these figures; a reader adds its own later ones. ``leases`` counts
+    handoffs that hold blocks. ``router_epoch_max`` is the highest router epoch the worker obeys.
+    """
+
+    schema_id: ClassVar[str] = "engine.load_reported.v1"
+
+    engine: str
+    engine_epoch: int
+    role: Role
+    model: str
+    shard: str
+    running: int = Field(ge=0)
+    waiting: int = Field(ge=0)
+    seqs_max: int = Field(ge=1)
+    queued_tokens: int = Field(ge=0)
+    kv_pages_used: int = Field(ge=0)
+    kv_pages_total: int = Field(ge=0)
+    watermark: int = Field(ge=0)
+    admitted: tuple[Admitted, ...] = ()
+    router_epoch_max: int = 0
+    leases: int = Field(default=0, ge=0)
+    prefix_hit_tokens: int = 0
+    prompt_tokens: int = 0
+    predicted_step_ms: float = 0.0
+    predicted_wait_ms: float = 0.0
+    capacity_tokens_per_s: float = 0.0
+    scheduling_mode: Literal["latency_optimized", "balanced", "throughput_optimized"] = "balanced"
+    accepting: bool = True
+
+
+class EngineStateReceived(Message):
+    """An ELRAR datagram that the bridge took in: the seed's eight fields, when and from where.
+
+    ``received_ms`` is the bridge's wall clock; ``source_address`` the sender as ``host:port``;
+    ``trust`` tells signed senders from plain ones.
+    """
+
+    schema_id: ClassVar[str] = "engine.state_received.v1"
+
+    engine_id: str
+    timestamp_ms: int
+    latency_pred_ms: float
+    scheduling_mode: Literal["latency_optimized", "balanced", "throughput_optimized"]
+    pending_tokens_total: int
+    kv_cache_free_blocks: int
+    kv_cache_total_blocks: int
+    engine_capacity: float
+    received_ms: int
+    source_address: str
+    trust: Literal["low", "signed"] = "low"
+
+
+class KvPagesChanged(Message):
+    """Pages that entered or left an engine's prefix cache, as our hashes. Kept in KV_EVENTS.
+
+    ``stored`` and ``removed`` are 8 bytes little-endian each; ``parent`` is the page before the
+    first stored one (0: none). ``cleared`` says that the cache is empty before the others apply.
+    ``first_change`` counts changes since the engine started, so that a reader notices a gap.
+    """
+
+    schema_id: ClassVar[str] = "kv.pages_changed.v1"
+
+    engine: str
+    engine_epoch: int
+    first_change: int
+    parent: int = 0
+    stored: bytes = b""
+    removed: bytes = b""
+    cleared: bool = False

@@ -1,0 +1,301 @@
+"""One ready, believable instance of each message, for tests, documentation and other teams.
+
+A test says only what is special about its case: ``example(RunAttempt, phase="prefill")``.
+"""
+
+from typing import Any, Final, TypeVar
+
+from schemas.attempt import (
+    AttemptReported,
+    CancelAttempt,
+    ResumeStreams,
+    ResumeStreamsReply,
+    RunAttempt,
+    StreamPosition,
+)
+from schemas.body import BodyPublished, FetchBody, FetchBodyReply
+from schemas.engine import Admitted, EngineLoadReported, EngineStateReceived, KvPagesChanged
+from schemas.fleet import (
+    EngineEntry,
+    FleetEntry,
+    FleetJoined,
+    FleetLeft,
+    HeartbeatSent,
+    ModelCard,
+    ShowComponent,
+    ShowComponentReply,
+    ShowFleet,
+    ShowFleetReply,
+    ShowModel,
+    ShowModelReply,
+)
+from schemas.handoff import (
+    ConsumeHandoff,
+    GrantHandoff,
+    OfferHandoff,
+    ReadyHandoff,
+    ReleaseHandoff,
+    RenewHandoff,
+)
+from schemas.journal import JournalAppended, JournalSnapshotted
+from schemas.message import Message
+from schemas.request import (
+    CancelRequest,
+    RequestCard,
+    RequestDispatched,
+    RequestEvent,
+    RequestEventsBatched,
+    RequestQueued,
+    RequestRefused,
+    ScheduleRequest,
+)
+from schemas.routing import (
+    CandidateCost,
+    CardWaits,
+    Plan,
+    RoomChanged,
+    RouteWindow,
+    RouteWindowReply,
+)
+
+M = TypeVar("M", bound=Message)
+
+TRACEPARENT: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+CARD: Final = RequestCard(
+    request_id="req-7f3a",
+    attempt=1,
+    gateway="gateway-0",
+    model="sim/words",
+    tenant="default",
+    budget_ms=600_000,
+    prompt_tokens=33,
+    output_tokens_max=128,
+    body_bytes=160,
+    page_hashes=bytes.fromhex("0f1e2d3c4b5a69788796a5b4c3d2e1f0"),
+    traceparent=TRACEPARENT,
+)
+
+PLAN: Final = Plan(
+    request_id="req-7f3a",
+    attempt=1,
+    worker="decode-0",
+    worker_epoch=1_795_000_000_500,
+    prefill_worker="prefill-0",
+    prefill_epoch=1_795_000_000_400,
+    transfer_id="req-7f3a.1",
+    candidates=(
+        CandidateCost(worker="prefill-0", chosen=True, load=1, room=7, state_seq=41, state_age_ms=60),
+        CandidateCost(worker="decode-0", chosen=True, load=9, room=55, state_seq=44, state_age_ms=35),
+    ),
+)
+
+LOAD: Final = EngineLoadReported(
+    engine="decode-0",
+    engine_epoch=1_795_000_000_500,
+    role="decode",
+    model="sim/words",
+    shard="sim/words",
+    running=9,
+    waiting=0,
+    seqs_max=64,
+    queued_tokens=0,
+    kv_pages_used=812,
+    kv_pages_total=25_000,
+    watermark=4_410,
+    admitted=(Admitted(router="router-0", router_epoch=1, dispatch_seq=57),),
+    router_epoch_max=1,
+    predicted_step_ms=8.9,
+    capacity_tokens_per_s=7_190.0,
+)
+
+STATE: Final = EngineStateReceived(
+    engine_id="http://10.0.0.7:8000",
+    timestamp_ms=1_795_000_012_000,
+    latency_pred_ms=12.5,
+    scheduling_mode="latency_optimized",
+    pending_tokens_total=384,
+    kv_cache_free_blocks=-1,
+    kv_cache_total_blocks=-1,
+    engine_capacity=59_768.0,
+    received_ms=1_795_000_012_006,
+    source_address="127.0.0.1:51234",
+)
+
+HEARTBEAT: Final = HeartbeatSent(
+    component="worker",
+    instance="decode-0",
+    process_epoch=1_795_000_000_500,
+    state="ready",
+    since_ms=1_795_000_001_100,
+    pid=4242,
+    host="yard-1",
+    role="decode",
+    model="sim/words",
+    shard="sim/words",
+    watermark=4_410,
+    running=9,
+)
+
+MODEL_CARD: Final = ModelCard(
+    model="sim/words", created_s=1_795_000_000, context_tokens_max=32_768
+)
+
+_ALL: Final[tuple[Message, ...]] = (
+    ScheduleRequest(card=CARD, body=b"\x94\x01\xc4\x00\x90\x80"),
+    CancelRequest(request_id="req-7f3a"),
+    RequestQueued(request_id="req-7f3a", attempt=1, scheduler="scheduler-0", place=3),
+    RequestRefused(
+        request_id="req-7f3a",
+        attempt=1,
+        code="queue_full",
+        detail="the queue holds 10000 requests",
+        retry_after_ms=1000,
+    ),
+    RequestDispatched(
+        request_id="req-7f3a",
+        attempt=1,
+        worker="decode-0",
+        worker_epoch=1_795_000_000_500,
+        prefill_worker="prefill-0",
+        router="router-0",
+        router_epoch=1,
+    ),
+    RequestEventsBatched(
+        events=(
+            RequestEvent(
+                request_id="req-7f3a",
+                step="accepted",
+                attempt=1,
+                at_ms=1_795_000_012_003,
+                seq=1,
+                traceparent=TRACEPARENT,
+                detail={"prompt_tokens": 33, "model": "sim/words"},
+            ),
+        )
+    ),
+    RouteWindow(shard="sim/words", scheduler="scheduler-0", window=18, cards=(CARD,), bodies=(None,)),
+    RouteWindowReply(
+        shard="sim/words",
+        window=18,
+        router="router-0",
+        router_epoch=1,
+        plans=(PLAN,),
+        waits=(CardWaits(request_id="req-80aa", reason="no_decode_room"),),
+    ),
+    RoomChanged(shard="sim/words", router="router-0", room=4),
+    RunAttempt(
+        card=CARD,
+        phase="decode",
+        worker_epoch=1_795_000_000_500,
+        router="router-0",
+        router_epoch=1,
+        dispatch_seq=58,
+        transfer_id="req-7f3a.1",
+        peer="prefill-0",
+        peer_epoch=1_795_000_000_400,
+    ),
+    CancelAttempt(request_id="req-7f3a", attempt=1),
+    AttemptReported(
+        request_id="req-7f3a",
+        attempt=1,
+        worker="decode-0",
+        worker_epoch=1_795_000_000_500,
+        phase="decode",
+        state="accepted",
+        router="router-0",
+        router_epoch=1,
+        dispatch_seq=58,
+    ),
+    ResumeStreams(
+        positions=(StreamPosition(request_id="req-7f3a", attempt=1, choice=0, next_index=17),)
+    ),
+    ResumeStreamsReply(entries=b"\x90"),
+    FetchBody(request_id="req-7f3a", attempt=1),
+    FetchBodyReply(request_id="req-7f3a", body=b"\x94\x01\xc4\x00\x90\x80"),
+    BodyPublished(request_id="req-7f3a", body=b"\x94\x01\xc4\x00\x90\x80"),
+    OfferHandoff(
+        transfer_id="req-7f3a.1",
+        request_id="req-7f3a",
+        attempt=1,
+        sender="prefill-0",
+        sender_epoch=1_795_000_000_400,
+        tokens=33,
+        pages=3,
+        bytes_total=4_325_376,
+        lease_ms=10_000,
+    ),
+    GrantHandoff(
+        transfer_id="req-7f3a.1", sender="decode-0", sender_epoch=1_795_000_000_500, pages=3
+    ),
+    RenewHandoff(transfer_id="req-7f3a.1", sender="decode-0"),
+    ReadyHandoff(
+        transfer_id="req-7f3a.1",
+        sender="prefill-0",
+        sender_epoch=1_795_000_000_400,
+        bytes_moved=4_325_376,
+    ),
+    ConsumeHandoff(transfer_id="req-7f3a.1", sender="decode-0"),
+    ReleaseHandoff(transfer_id="req-7f3a.1", sender="decode-0", reason="cancelled"),
+    LOAD,
+    STATE,
+    KvPagesChanged(
+        engine="prefill-0",
+        engine_epoch=1_795_000_000_400,
+        first_change=12,
+        stored=bytes.fromhex("0f1e2d3c4b5a69788796a5b4c3d2e1f0"),
+    ),
+    HEARTBEAT,
+    FleetJoined(
+        component="worker",
+        instance="decode-0",
+        process_epoch=1_795_000_000_500,
+        host="yard-1",
+        pid=4242,
+        role="decode",
+        model="sim/words",
+    ),
+    FleetLeft(
+        component="worker",
+        instance="decode-0",
+        process_epoch=1_795_000_000_500,
+        lost=True,
+        silent_ms=2_000,
+    ),
+    ShowFleet(),
+    ShowFleetReply(
+        processes=(FleetEntry(heartbeat=HEARTBEAT, silent_ms=120, lost=False),),
+        engines=(EngineEntry(engine="decode-0", age_ms=80, stale=False, load=LOAD),),
+    ),
+    ShowComponent(),
+    ShowComponentReply(heartbeat=HEARTBEAT, counters={"bus_published_total": 311}),
+    ShowModel(model="sim/words"),
+    ShowModelReply(card=MODEL_CARD),
+    JournalAppended(
+        owner="scheduler-0",
+        owner_epoch=1_795_000_000_300,
+        index=812,
+        now_s=1024.25,
+        settings_hash="5f0c6a1e",
+        inputs=b"\x91\x91\xa1t",
+        outcomes=b"\x90",
+    ),
+    JournalSnapshotted(
+        owner="scheduler-0",
+        owner_epoch=1_795_000_000_300,
+        index=800,
+        now_s=1022.0,
+        settings_hash="5f0c6a1e",
+        settings="{}",
+        state=b"\x80",
+    ),
+)
+
+EXAMPLES: Final[dict[type[Message], Message]] = {type(m): m for m in _ALL}
+
+
+def example(message: type[M], **changes: Any) -> M:
+    """The shipped instance of ``message``, with ``changes`` applied and validated."""
+    shipped = EXAMPLES[message]
+    assert isinstance(shipped, message)
+    return message.model_validate({**dict(shipped), **changes}) if changes else shipped
