@@ -1,14 +1,14 @@
 """The promise every bus keeps; ``nats_bus`` and ``memory_bus`` implement it, one suite tests both.
 
 Publishing never waits: a message goes into an outgoing buffer and leaves at the end of the loop
-turn, in the order in which it was published, whatever its subject. A handler is a plain function;
-it runs inside the read of the socket, so it must not block, and messages of one publisher reach it
-in the order in which they were published, across subjects. What needs waiting is started as a task
-by the component.
+turn, in the order in which it was published, whatever its subject. A handler is a plain function
+that runs inside the read of the socket, so it must not block; messages of one publisher reach it in
+the order in which they were published, across subjects. What needs waiting is started as a task by
+the component.
 
 Nothing here is reliable on its own. A message published while the server is away waits in the
-bounded buffer; what does not fit is dropped and counted (``dropped_total``). Owners repair: requests
-are submitted again, streams resumed, load comes with the next snapshot.
+bounded buffer; what does not fit is dropped and counted (``dropped_total``). Owners repair:
+requests are submitted again, streams resumed, load comes with the next snapshot.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,9 +4,13 @@ Arguments are raw names; they are encoded here, so callers never build a subject
 ``ANY`` for a token to get the pattern to subscribe with.
 """
 
-from typing import Final
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Final, cast
 
 from bus.names import encode_name
+from schemas.message import Message
 
 PREFIX: Final = "yard"
 #: Matches any one token of a subject.
@@ -168,3 +172,18 @@ def journal_appended(owner: str) -> str:
 
 def journal_snapshotted(owner: str) -> str:
     return _subject("evt.journal.snapshotted", owner)
+
+
+# Any of the above, by class.
+
+
+@cache
+def function_of(message: type[Message]) -> Callable[..., str]:
+    """The subject function of a message class: its name in snake_case."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", message.__name__).lower()
+    return cast("Callable[..., str]", globals()[name])
+
+
+def subject_of(message: Message, scope: Sequence[str]) -> str:
+    """The subject on which ``message`` travels to ``scope``."""
+    return function_of(type(message))(*scope)

@@ -85,8 +85,12 @@ PLAN: Final = Plan(
     prefill_epoch=1_795_000_000_400,
     transfer_id="req-7f3a.1",
     candidates=(
-        CandidateCost(worker="prefill-0", chosen=True, load=1, room=7, state_seq=41, state_age_ms=60),
-        CandidateCost(worker="decode-0", chosen=True, load=9, room=55, state_seq=44, state_age_ms=35),
+        CandidateCost(
+            worker="prefill-0", chosen=True, load=1, room=7, state_seq=41, state_age_ms=60
+        ),
+        CandidateCost(
+            worker="decode-0", chosen=True, load=9, room=55, state_seq=44, state_age_ms=35
+        ),
     ),
 )
 
@@ -137,9 +141,7 @@ HEARTBEAT: Final = HeartbeatSent(
     running=9,
 )
 
-MODEL_CARD: Final = ModelCard(
-    model="sim/words", created_s=1_795_000_000, context_tokens_max=32_768
-)
+MODEL_CARD: Final = ModelCard(model="sim/words", created_s=1_795_000_000, context_tokens_max=32_768)
 
 _ALL: Final[tuple[Message, ...]] = (
     ScheduleRequest(card=CARD, body=b"\x94\x01\xc4\x00\x90\x80"),
@@ -174,7 +176,9 @@ _ALL: Final[tuple[Message, ...]] = (
             ),
         )
     ),
-    RouteWindow(shard="sim/words", scheduler="scheduler-0", window=18, cards=(CARD,), bodies=(None,)),
+    RouteWindow(
+        shard="sim/words", scheduler="scheduler-0", window=18, cards=(CARD,), bodies=(None,)
+    ),
     RouteWindowReply(
         shard="sim/words",
         window=18,
@@ -281,6 +285,7 @@ _ALL: Final[tuple[Message, ...]] = (
         outcomes=b"\x90",
     ),
     JournalSnapshotted(
+        component="scheduler",
         owner="scheduler-0",
         owner_epoch=1_795_000_000_300,
         index=800,

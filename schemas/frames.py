@@ -8,16 +8,16 @@ An entry is one stream's step:
 
     (request_id, attempt, choice, first_index, token_ids, text, extra, finish)
 
-| place | name        | type        | meaning                                                        |
-| ----- | ----------- | ----------- | -------------------------------------------------------------- |
-| 0     | request_id  | str         |                                                                |
-| 1     | attempt     | int         | a gateway drops what is lower than the attempt it last saw      |
-| 2     | choice      | int         | 0 to n - 1                                                     |
-| 3     | first_index | int         | index of the first id, counted over all attempts of the choice |
-| 4     | token_ids   | list of int | empty in a high-water entry                                    |
-| 5     | text        | str         | what these ids add to the text; may lag behind them            |
-| 6     | extra       | map or nil  | ``logprobs``, tool and reasoning deltas                        |
-| 7     | finish      | list or nil | ``[finish reason, stop reason or nil, cached tokens]``         |
+| place | name        | type        | meaning                                                     |
+| ----- | ----------- | ----------- | ----------------------------------------------------------- |
+| 0     | request_id  | str         |                                                             |
+| 1     | attempt     | int         | a gateway drops what is lower than the last one it saw      |
+| 2     | choice      | int         | 0 to n - 1                                                  |
+| 3     | first_index | int         | index of the first id, counted over all attempts            |
+| 4     | token_ids   | list of int | empty in a high-water entry                                 |
+| 5     | text        | str         | what these ids add to the text; may lag behind them         |
+| 6     | extra       | map or nil  | ``logprobs``, tool and reasoning deltas                     |
+| 7     | finish      | list or nil | ``[finish reason, stop reason or nil, cached tokens]``      |
 
 A high-water entry has no ids, no finish, and ``first_index`` = the next index the worker will use:
 it is sent for every live stream once a second, so that the loss of a tail is noticed.

@@ -1,7 +1,7 @@
 """JSON Schemas of all messages as files, so that a change of a contract is seen in review.
 
-    python -m schemas.golden            compare, exit 1 on a difference
-    python -m schemas.golden --write    rewrite (commit only when the difference is understood)
+python -m schemas.golden            compare, exit 1 on a difference
+python -m schemas.golden --write    rewrite (commit only when the difference is understood)
 """
 
 import json

@@ -18,6 +18,7 @@ class JournalAppended(Message):
     - ``["m", schema id, [fields...]]``  a message, inline (never with a body)
     - ``["r", schema id, source, epoch, seq]``  an event that a stream keeps anyway
     - ``["t"]``  a tick
+    - ``["p"]``  the bus came back after a pause
 
     and ``outcomes`` a packed array of ``[schema id, key, digest]``: what left, in order, where
     ``digest`` is 8 bytes of the packed message's xxh3 hash.
@@ -37,11 +38,12 @@ class JournalAppended(Message):
 class JournalSnapshotted(Message):
     """The core's whole state after entry ``index``: where a replay may start. Kept in JOURNAL.
 
-    ``state`` is packed by the core itself; ``settings`` is the JSON of the policy settings.
+    ``state`` packs what the core's ``snapshot`` gave; ``settings`` is the JSON of its settings.
     """
 
     schema_id: ClassVar[str] = "journal.snapshotted.v1"
 
+    component: str
     owner: str
     owner_epoch: int
     index: int

@@ -21,13 +21,16 @@ from pydantic import BaseModel, ConfigDict
 class Part(BaseModel):
     """A record inside a message: frozen, positional, no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="base64", val_json_bytes="base64"
+    )
 
 
 class Message(Part):
     """A record that crosses the bus on a subject of its own.
 
-    ``schema_id`` reads ``noun.verb.vN``: past tense for what happened, imperative for what is asked.
+    ``schema_id`` reads ``noun.verb.vN``: past tense for what happened, imperative for what is
+    asked.
     """
 
     schema_id: ClassVar[str]

@@ -109,7 +109,9 @@ class RequestEvent(Part):
     at_ms: int
     seq: int
     traceparent: str | None = None
-    detail: dict[str, str | int | float | None | list[str | int | float | None]] = Field(default_factory=dict)
+    detail: dict[str, str | int | float | list[str | int | float | None] | None] = Field(
+        default_factory=dict
+    )
 
 
 class RequestEventsBatched(Message):

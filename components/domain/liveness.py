@@ -87,6 +87,11 @@ class PeerTable:
                 lost.append(PeerLost(peer.heartbeat, why))
         return lost
 
+    def forgive(self, now_s: float) -> None:
+        """Take everybody for heard just now: it was we who could not hear."""
+        for peer in self._peers.values():
+            peer.heard_s = peer.progress_s = now_s
+
     def get(self, instance: str) -> HeartbeatSent | None:
         """The last heartbeat of a living peer."""
         peer = self._peers.get(instance)

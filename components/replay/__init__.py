@@ -1,0 +1,1 @@
+"""The past: what the journal holds, run again through the same cores."""

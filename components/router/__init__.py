@@ -1,0 +1,1 @@
+"""Where: which engines run an attempt. Reserves in memory, dispatches, observes."""
