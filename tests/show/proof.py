@@ -23,11 +23,11 @@ from rich.table import Table
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 
 
-class Skip(Exception):  # noqa: N818  (it is no error)
+class Skip(Exception):
     """This machine cannot show the claim, and why."""
 
 
-class Void(Exception):  # noqa: N818
+class Void(Exception):
     """The run was no test: what had to happen did not."""
 
 
