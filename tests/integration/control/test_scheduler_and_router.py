@@ -1,4 +1,4 @@
-"""Scheduler and router as services: bodies pass beside the cores, and the journal explains it all."""
+"""Scheduler and router as services: bodies pass by the cores, the journal explains it all."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,0 +1,180 @@
+"""From a datagram to an event, or to a counted reason why not.
+
+In this order, cheapest first, so that a flood costs little: size, the rate of its source, the rate
+of all, JSON and fields, order of timestamps per engine.
+
+Times are the bridge's own: ``now_s`` monotonic for rates, ages and latches, ``wall_ms`` as the mark
+of reception. A sender's timestamp is compared with the same engine's earlier ones only.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from components.bridge.datagram import BadDatagram, Datagram, read
+from schemas.engine import EngineStateReceived
+
+#: A broadcasting sender reaches one host by up to three ways, at once.
+DUPLICATE_S: Final = 0.5
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: ``burst`` at once, ``per_s`` in the long run."""
+
+    tokens: float
+    filled_s: float
+
+    def take(self, per_s: float, burst: int, now_s: float) -> bool:
+        """Take one token; False when there is none."""
+        self.tokens = min(burst, self.tokens + (now_s - self.filled_s) * per_s)
+        self.filled_s = now_s
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+@dataclass(slots=True)
+class Heard:
+    """The last state taken from one engine."""
+
+    datagram: Datagram
+    heard_s: float
+
+
+@dataclass(slots=True)
+class BridgeCore:
+    """Pure: bytes, address and time in, events out.
+
+    ``totals`` counts: received = rate_limited + invalid (by reason) + valid; of the valid ones,
+    those that were reordered, duplicates or of ignored engines made no event.
+    """
+
+    datagram_bytes_max: int = 4096
+    source_per_s: float = 1000.0
+    source_burst: int = 2000
+    sources_max: int = 4096
+    total_per_s: float = 10_000.0
+    total_burst: int = 20_000
+    stale_after_s: float = 2.0
+    purge_after_s: float = 300.0
+    order_ttl_s: float = 10.0
+    engines_max: int = 4096
+    totals: Counter[str] = field(default_factory=Counter, init=False)
+    _engines: OrderedDict[str, Heard] = field(default_factory=OrderedDict, init=False)
+    _sources: OrderedDict[str, Bucket] = field(default_factory=OrderedDict, init=False)
+    _all: Bucket | None = field(default=None, init=False)
+
+    def on_datagram(
+        self, data: bytes, host: str, port: int, now_s: float, wall_ms: int
+    ) -> EngineStateReceived | None:
+        """The event for one datagram from ``host:port``, or None when it was refused."""
+        self.totals["received_total"] += 1
+        self.totals["last_received_ms"] = wall_ms
+        if len(data) > self.datagram_bytes_max:
+            self._refuse("too_long")
+            return None
+        if not self._admits(host, now_s):
+            self.totals["rate_limited_total"] += 1
+            return None
+        try:
+            datagram = read(data)
+        except BadDatagram as error:
+            self._refuse(error.reason)
+            return None
+        self.totals["valid_total"] += 1
+        self.totals["unknown_fields_total"] += datagram.unknown_fields
+        if not self._is_news(datagram, now_s):
+            return None
+        return _event(datagram, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", wall_ms)
+
+    def on_tick(self, now_s: float) -> None:
+        """Forget engines that were silent for long, and sources whose bucket is full again."""
+        while self._engines:
+            engine_id, heard = next(iter(self._engines.items()))
+            if now_s - heard.heard_s < self.purge_after_s:
+                break
+            del self._engines[engine_id]
+        full_after_s = self.source_burst / self.source_per_s
+        while self._sources:
+            host, bucket = next(iter(self._sources.items()))
+            if now_s - bucket.filled_s < full_after_s:
+                break
+            del self._sources[host]
+
+    def levels(self, now_s: float) -> Mapping[str, int]:
+        """What is known now: engines heard of, and how many of them within ``stale_after_s``."""
+        oldest_s = now_s - self.stale_after_s
+        return {
+            "active_engines": sum(e.heard_s >= oldest_s for e in self._engines.values()),
+            "total_engines": len(self._engines),
+            "sources": len(self._sources),
+        }
+
+    def valid_rate(self) -> str:
+        """The seed's figure: valid among received, ``"0.00%"`` when nothing was received."""
+        received = self.totals["received_total"]
+        return f"{100 * self.totals['valid_total'] / received if received else 0:.2f}%"
+
+    def _refuse(self, reason: str) -> None:
+        self.totals["invalid_total"] += 1
+        self.totals[f"invalid_{reason}_total"] += 1
+
+    def _admits(self, host: str, now_s: float) -> bool:
+        bucket = self._sources.get(host)
+        if bucket is None:
+            if len(self._sources) >= self.sources_max:
+                # The least recently heard has the fullest bucket: forgetting it gives least away.
+                self._sources.popitem(last=False)
+            bucket = self._sources[host] = Bucket(self.source_burst, now_s)
+        else:
+            self._sources.move_to_end(host)
+        if self._all is None:
+            self._all = Bucket(self.total_burst, now_s)
+        return bucket.take(self.source_per_s, self.source_burst, now_s) and self._all.take(
+            self.total_per_s, self.total_burst, now_s
+        )
+
+    def _is_news(self, datagram: Datagram, now_s: float) -> bool:
+        last = self._engines.get(datagram.engine_id)
+        if last is None:
+            if not self._has_room(now_s):
+                self.totals["engines_ignored_total"] += 1
+                return False
+        elif now_s - last.heard_s <= self.order_ttl_s:
+            if datagram.timestamp_ms < last.datagram.timestamp_ms:
+                self.totals["reordered_total"] += 1
+                return False
+            if datagram == last.datagram and now_s - last.heard_s <= DUPLICATE_S:
+                self.totals["duplicates_total"] += 1
+                return False
+        self._engines[datagram.engine_id] = Heard(datagram, now_s)
+        self._engines.move_to_end(datagram.engine_id)
+        return True
+
+    def _has_room(self, now_s: float) -> bool:
+        """Is there a place for a new engine, be it that of one which is silent for long?"""
+        if len(self._engines) < self.engines_max:
+            return True
+        engine_id, heard = next(iter(self._engines.items()))
+        if now_s - heard.heard_s <= self.order_ttl_s:
+            return False
+        del self._engines[engine_id]
+        return True
+
+
+def _event(datagram: Datagram, source_address: str, wall_ms: int) -> EngineStateReceived:
+    return EngineStateReceived(
+        engine_id=datagram.engine_id,
+        timestamp_ms=datagram.timestamp_ms,
+        latency_pred_ms=datagram.latency_pred_ms,
+        scheduling_mode=datagram.scheduling_mode,
+        pending_tokens_total=datagram.pending_tokens_total,
+        kv_cache_free_blocks=datagram.kv_cache_free_blocks,
+        kv_cache_total_blocks=datagram.kv_cache_total_blocks,
+        engine_capacity=datagram.engine_capacity,
+        received_ms=wall_ms,
+        source_address=source_address,
+    )

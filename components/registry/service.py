@@ -1,0 +1,91 @@
+"""Hears the fleet, keeps the picture, tells FLEET what changed, answers ``ShowFleet``."""
+
+from typing import assert_never
+
+from bus import subjects
+from bus.bus import Received, Subscription
+from bus.subjects import ANY
+from components.domain.outcomes import Count
+from components.host.host import Host
+from components.registry.core import Outcome, RegistryCore
+from components.registry.settings import RegistrySettings
+from schemas.engine import EngineLoadReported, EngineStateReceived
+from schemas.fleet import FleetJoined, FleetLeft, HeartbeatSent, ShowFleet
+
+
+class RegistryService:
+    """The registry as a component."""
+
+    def __init__(self, host: Host, settings: RegistrySettings) -> None:
+        self._host = host
+        self._settings = settings
+        self._core = RegistryCore(
+            silent_after_s=settings.silent_after_s,
+            stale_after_s=settings.stale_after_s,
+            purge_after_s=settings.purge_after_s,
+            processes_max=settings.processes_max,
+            engines_max=settings.engines_max,
+        )
+        self._subscriptions: list[Subscription] = []
+        self._cut_off = False
+
+    async def start(self) -> None:
+        bus = self._host.bus
+        self._subscriptions = [
+            await bus.subscribe(subjects.heartbeat_sent(ANY, ANY), HeartbeatSent, self._feed),
+            await bus.subscribe(subjects.engine_load_reported(ANY), EngineLoadReported, self._feed),
+            await bus.subscribe(
+                subjects.engine_state_received(ANY), EngineStateReceived, self._feed
+            ),
+            await bus.subscribe(subjects.show_fleet(), ShowFleet, self._show, queue="registry"),
+        ]
+        bus.on_reconnect(self._resume)
+        self._host.tasks.every("registry.tick", self._settings.tick_ms / 1000, self._tick)
+
+    async def drain(self, deadline_s: float) -> None:
+        """Nothing is under way here."""
+
+    async def stop(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
+
+    def heartbeat(self) -> dict[str, object]:
+        return {}
+
+    def _feed(
+        self,
+        received: Received[HeartbeatSent]
+        | Received[EngineLoadReported]
+        | Received[EngineStateReceived],
+    ) -> None:
+        self._perform(self._core.on_message(received.message, self._host.clock.now_s()))
+
+    def _show(self, question: Received[ShowFleet]) -> None:
+        self._host.bus.respond(question, self._core.show(self._host.clock.now_s()))
+
+    def _tick(self) -> None:
+        # While cut off, silence says nothing about the others.
+        if not self._host.bus.connected:
+            self._cut_off = True
+            return
+        if self._cut_off:
+            self._resume()
+        self._perform(self._core.on_tick(self._host.clock.now_s()))
+
+    def _resume(self) -> None:
+        self._cut_off = False
+        self._core.on_resume(self._host.clock.now_s())
+
+    def _perform(self, outcomes: list[Outcome]) -> None:
+        bus = self._host.bus
+        for outcome in outcomes:
+            match outcome:
+                case FleetJoined():
+                    bus.publish(subjects.fleet_joined(outcome.instance), outcome)
+                case FleetLeft():
+                    bus.publish(subjects.fleet_left(outcome.instance), outcome)
+                case Count():
+                    self._host.counters.add(outcome.name, outcome.by)
+                case _:
+                    assert_never(outcome)
