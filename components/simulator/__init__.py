@@ -1,0 +1,1 @@
+"""Virtual time: modelled engines and real traces, run as fast as the machine can."""
