@@ -13,14 +13,14 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 Fault = Callable[[ModuleType], None]
-FAULTS: dict[str, tuple[str, Fault]] = {}
+FAULTS: dict[str, list[tuple[str, Fault]]] = {}
 
 
 def fault(name: str, module: str) -> Callable[[Fault], Fault]:
-    """Register a function that spoils ``module``."""
+    """Register a function that spoils ``module``; one fault may spoil several."""
 
     def register(function: Fault) -> Fault:
-        FAULTS[name] = (module, function)
+        FAULTS.setdefault(name, []).append((module, function))
         return function
 
     return register
@@ -59,7 +59,8 @@ def _plant() -> None:
         return
     if name not in FAULTS:
         sys.exit(f"no such fault: {name}")
-    sys.meta_path.insert(0, _Spoiler(*FAULTS[name]))
+    for module, function in FAULTS[name]:
+        sys.meta_path.insert(0, _Spoiler(module, function))
 
 
 @fault("router_hidden_randomness", "components.router.core")
@@ -79,6 +80,139 @@ def _scheduler_opens_a_socket(module: ModuleType) -> None:
     import socket  # noqa: PLC0415
 
     vars(module)["back_door"] = socket.create_server(("127.0.0.1", 0))
+
+
+@fault("worker_starts_slowly", "components.worker.main")
+def _worker_starts_slowly(module: ModuleType) -> None:
+    import time  # noqa: PLC0415
+
+    main = module.main
+
+    def spoiled(overrides: object) -> int:
+        time.sleep(20)
+        code: int = main(overrides)
+        return code
+
+    vars(module)["main"] = spoiled
+
+
+@fault("usage_is_off_by_one", "components.gateway.openai_responses")
+def _usage_is_off_by_one(module: ModuleType) -> None:
+    content = module.Usage.content.fget
+
+    def spoiled(self: object) -> dict[str, int]:
+        usage: dict[str, int] = content(self)
+        return usage | {"completion_tokens": usage["completion_tokens"] + 1}
+
+    module.Usage.content = property(spoiled)
+
+
+@fault("engine_is_a_quarter_slower", "components.domain.engine_model.model")
+def _engine_is_a_quarter_slower(module: ModuleType) -> None:
+    build = module.EngineModel.__init__
+
+    def spoiled(self: object, profile: object, limits: object, *, speed: float = 1.0) -> None:
+        build(self, profile, limits, speed=speed * 0.8)
+
+    module.EngineModel.__init__ = spoiled
+
+
+@fault("router_forgets_a_step", "components.router.core")
+def _router_forgets_a_step(module: ModuleType) -> None:
+    dispatch = module.RouterCore._dispatch
+
+    def spoiled(self: object, card: object, *others: object) -> list[object]:
+        outcomes: list[object] = dispatch(self, card, *others)
+        return [o for o in outcomes if getattr(o, "step", None) != "routed"]
+
+    module.RouterCore._dispatch = spoiled
+
+
+@fault("decode_never_recomputes", "components.worker.core")
+def _decode_never_recomputes(module: ModuleType) -> None:
+    module.WorkerCore._fall_back = lambda self, *ignored: module.Outcomes()
+
+
+@fault("decode_never_recomputes", "components.gateway.core")
+def _nobody_notices(module: ModuleType) -> None:
+    # Else the gateway sees an engine that makes no step, and goes on elsewhere.
+    module.GatewayCore._on_worker_lost = lambda self, *ignored: None
+
+
+@fault("gateway_does_not_fence", "components.gateway.core")
+def _gateway_does_not_fence(module: ModuleType) -> None:
+    take = module.GatewayCore._on_entries
+
+    def spoiled(
+        self: object, worker: str, epoch: int, entries: list[list[object]], now_s: float
+    ) -> None:
+        for entry in entries:
+            request = self.requests.get(entry[0])  # type: ignore[attr-defined]
+            if request is None or entry[1] >= request.attempt:  # type: ignore[operator]
+                take(self, worker, epoch, [entry], now_s)
+            else:
+                entry[1] = request.attempt
+                take(self, request.worker or worker, epoch, [entry], now_s)
+
+    module.GatewayCore._on_entries = spoiled
+
+
+@fault("continuation_forgets_what_was_emitted", "components.gateway.core")
+def _continuation_forgets_what_was_emitted(module: ModuleType) -> None:
+    vars(module)["with_emitted"] = lambda body, emitted: body
+
+
+@fault("bridge_swaps_two_fields", "components.bridge.core")
+def _bridge_swaps_two_fields(module: ModuleType) -> None:
+    event = module._event
+
+    def spoiled(*given: object) -> object:
+        right = event(*given)
+        swapped = {
+            "pending_tokens_total": right.kv_cache_free_blocks,
+            "kv_cache_free_blocks": right.pending_tokens_total,
+        }
+        return right.model_copy(update=swapped)
+
+    vars(module)["_event"] = spoiled
+
+
+@fault("gateway_reads_whole_bodies", "components.gateway.intake")
+def _gateway_reads_whole_bodies(module: ModuleType) -> None:
+    async def spoiled(self: object, receive: Callable[[], object]) -> bytes:
+        pieces = []
+        while True:
+            message = await receive()  # type: ignore[misc]
+            pieces.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    module.Intake._read = spoiled
+
+
+@fault("gateway_reads_whole_bodies", "components.gateway.protocol")
+def _the_connection_reads_on(module: ModuleType) -> None:
+    # A limit that no body reaches.
+    too_large = 10**12
+    start = module.GatewayProtocol.__init__
+
+    def spoiled(self: object, *given: object, **named: object) -> None:
+        start(self, *given, **named)
+        limits = self._settings.model_copy(update={"body_bytes_max": too_large})  # type: ignore[attr-defined]
+        self._settings = limits  # type: ignore[attr-defined]
+
+    module.GatewayProtocol.__init__ = spoiled
+
+
+@fault("workers_may_publish_anything", "bus.permissions")
+def _workers_may_publish_anything(module: ModuleType) -> None:
+    right = module.permissions_for
+
+    def spoiled(component: str, instance: str, **more: str) -> object:
+        given = right(component, instance, **more)
+        return module.replace(given, publish=(">",)) if component == "worker" else given
+
+    vars(module)["permissions_for"] = spoiled
 
 
 _plant()
