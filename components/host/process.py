@@ -90,6 +90,7 @@ def run(
 
 def assemble(component: str, settings: HostSettings, epoch: int) -> Host:
     """A host on a real bus, not yet connected."""
+    from bus.endpoint import INBOX  # noqa: PLC0415
     from bus.nats_bus import NatsBus  # noqa: PLC0415
 
     def fault(error: BaseException) -> None:
@@ -101,6 +102,7 @@ def assemble(component: str, settings: HostSettings, epoch: int) -> Host:
         epoch=epoch,
         key_file=settings.nats_key_file,
         prefix=settings.subject_prefix,
+        inbox_prefix=INBOX + component if settings.nats_key_shared else None,
         on_fault=fault,
         connect_timeout_s=settings.connect_timeout_s,
     )

@@ -41,6 +41,8 @@ class HostSettings(Settings):
     nats_url: str = "nats://127.0.0.1:4222"
     #: The nkey seed of this process, mode 0600; none on a server without authentication.
     nats_key_file: Path | None = None
+    #: The key is that of all instances of the component: replies come to the component's inbox.
+    nats_key_shared: bool = False
     #: ``<component>-0`` unless given; one life at a time may use a name.
     instance: str = Field(default="", max_length=128, pattern=r"^[A-Za-z0-9_-]*$")
     #: First token of every subject.

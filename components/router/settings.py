@@ -22,5 +22,5 @@ class RouterSettings(Settings):
     any_engine_may_do_both: bool = True
     stale_after_s: float = Field(default=2.0, gt=0)
     warmup_s: float = Field(default=0.6, ge=0)
-    tick_ms: int = Field(default=50, ge=1)
+    tick_ms: int = Field(default=100, ge=1)
     snapshot_s: float = Field(default=3.0, gt=0)

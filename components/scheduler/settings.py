@@ -19,6 +19,6 @@ class SchedulerSettings(Settings):
     orphan_after_s: float = Field(default=30.0, gt=0)
     tombstone_s: float = Field(default=60.0, gt=0)
     tombstones_max: int = Field(default=20_000, ge=1)
-    tick_ms: int = Field(default=50, ge=1)
+    tick_ms: int = Field(default=100, ge=1)
     snapshot_s: float = Field(default=3.0, gt=0)
     bodies_bytes_max: int = Field(default=64 * 1024 * 1024, ge=0)
