@@ -11,41 +11,20 @@ router epoch in those reports plus one. Workers obey only the highest epoch they
 ``stale_epoch``, or a report that names a higher epoch than ours, makes us begin again.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from components.domain.liveness import PeerJoined, PeerLost, PeerTable
 from components.domain.outcomes import Answer, Count, Outcome, Record, Send
-from components.router.policies import POLICIES, Candidate
+from components.router.placement import Pick, Placement
 from components.router.settings import RouterSettings
-from components.router.view import EngineView, pages_of
+from components.router.view import EngineView
 from schemas.attempt import AttemptReported, RunAttempt
-from schemas.codes import Phase, Role, WaitReason
+from schemas.codes import Phase, WaitReason
 from schemas.engine import EngineLoadReported
 from schemas.fleet import HeartbeatSent
 from schemas.message import Message
 from schemas.request import RequestCard, RequestDispatched
-from schemas.routing import (
-    CandidateCost,
-    CardWaits,
-    Plan,
-    RoomChanged,
-    RouteWindow,
-    RouteWindowReply,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """One chosen engine, whose turn it was (shard and role), and all that were looked at."""
-
-    view: EngineView
-    turn: str
-    costs: tuple[CandidateCost, ...]
-
-    @property
-    def worker(self) -> str:
-        return self.view.heartbeat.instance
+from schemas.routing import CardWaits, Plan, RoomChanged, RouteWindow, RouteWindowReply
 
 
 @dataclass(slots=True)
@@ -199,7 +178,8 @@ class RouterCore:
         self, card: RequestCard, shard: str, now_s: float
     ) -> tuple[Plan, list[Outcome]] | WaitReason:
         """A plan and its dispatch, or why the card waits."""
-        picked = self._pick_pair(card, shard, now_s)
+        placement = Placement(self.settings, self.views, self.last)
+        picked = placement.pick_pair(card, shard, now_s)
         if isinstance(picked, str):
             return picked
         worker, prefill = picked
@@ -208,87 +188,6 @@ class RouterCore:
                 self.last[pick.turn] = pick.worker
         plan = _plan(card, worker, prefill)
         return plan, self._dispatch(card, plan, worker.view, prefill.view if prefill else None)
-
-    def _pick_pair(
-        self, card: RequestCard, shard: str, now_s: float
-    ) -> tuple[Pick, Pick | None] | WaitReason:
-        """Prefill and decode where both live; else an engine that does both."""
-        lives = {r: list(self._of(shard, r)) for r in ("aggregated", "prefill", "decode")}
-        if not any(lives.values()):
-            return "no_worker"
-        reason: WaitReason = "no_decode_room"
-        if lives["prefill"] and lives["decode"]:
-            decode = self._pick(card, lives["decode"], "decode", shard, now_s)
-            prefill = self._pick(card, lives["prefill"], "prefill", shard, now_s)
-            if not isinstance(decode, str) and not isinstance(prefill, str):
-                return decode, prefill
-            reason = decode if isinstance(decode, str) else "no_prefill_room"
-        able = lives["aggregated"]
-        if self.settings.any_engine_may_do_both and not (lives["prefill"] and lives["decode"]):
-            able = able or lives["decode"] or lives["prefill"]
-        if able:
-            both = self._pick(card, able, "aggregated", shard, now_s)
-            return both if isinstance(both, str) else (both, None)
-        return reason
-
-    def _of(self, shard: str, role: str) -> Iterable[EngineView]:
-        for name in sorted(self.views):
-            heartbeat = self.views[name].heartbeat
-            if heartbeat.shard == shard and heartbeat.role == role:
-                yield self.views[name]
-
-    def _pick(
-        self, card: RequestCard, views: list[EngineView], role: Role, shard: str, now_s: float
-    ) -> Pick | WaitReason:
-        fresh = [v for v in views if self._usable(v, now_s)]
-        if not fresh:
-            return "no_fresh_worker"
-        rooms = {v.heartbeat.instance: self._room(card, v, role) for v in fresh}
-        candidates = [
-            Candidate(name, v.load, rooms[name], v.queued_tokens)
-            for v in fresh
-            if rooms[name := v.heartbeat.instance] >= card.choices
-            or (v.load == 0 and rooms[name] > 0)
-        ]
-        if not candidates:
-            return "no_prefill_room" if role == "prefill" else "no_decode_room"
-        turn = f"{shard}/{role}"
-        chosen = POLICIES[self.settings.policy](candidates, self.last.get(turn, ""))
-        costs = tuple(
-            CandidateCost(
-                worker=v.heartbeat.instance,
-                chosen=v.heartbeat.instance == chosen.worker,
-                load=v.load,
-                room=rooms[v.heartbeat.instance],
-                state_seq=v.report_seq,
-                state_age_ms=round((now_s - v.report_s) * 1000),
-            )
-            for v in fresh
-        )
-        return Pick(self.views[chosen.worker], turn, costs)
-
-    def _usable(self, view: EngineView, now_s: float) -> bool:
-        return (
-            view.heartbeat.state == "ready"
-            and view.is_fresh(now_s, self.settings.stale_after_s)
-            and view.report is not None
-            and view.report.accepting
-        )
-
-    def _room(self, card: RequestCard, view: EngineView, role: Role) -> int:
-        """How many more sequences the engine takes now. An idle one always takes one request."""
-        assert view.report is not None
-        load = view.load
-        if load == 0:
-            return max(1, view.report.seqs_max)
-        tokens = card.prompt_tokens + card.emitted_tokens
-        if view.free_pages < pages_of(tokens):
-            return 0
-        if role == "prefill":
-            if view.queued_tokens + tokens > self.settings.prefill_tokens_max:
-                return 0
-            return max(0, self.settings.prefill_requests_max - load)
-        return max(0, view.report.seqs_max + self.settings.decode_overbook - load)
 
     # Dispatch.
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from components.domain.liveness import PeerJoined, PeerLost, PeerTable
 from components.domain.outcomes import Ask, Count, Detail, Outcome, Record, Send
 from components.domain.ownership import owner_of
-from components.scheduler.policies import POLICIES, QueueOrder
+from components.scheduler.policies import POLICIES
 from components.scheduler.settings import SchedulerSettings
+from components.scheduler.state import Entry, Shard, Window
 from schemas.attempt import AttemptReported, CancelAttempt
 from schemas.codes import RefusalCode
 from schemas.fleet import HeartbeatSent
@@ -32,39 +33,6 @@ from schemas.request import (
 from schemas.routing import Plan, RoomChanged, RouteWindow, RouteWindowReply
 
 _WATCHED = frozenset({"gateway", "router", "worker"})
-
-
-@dataclass(slots=True)
-class Entry:
-    """One request. ``plan`` is set while it is placed; ``orphaned_s`` since its worker was lost."""
-
-    card: RequestCard
-    queued_s: float
-    deadline_s: float
-    shown: bool = False
-    plan: Plan | None = None
-    router: str = ""
-    router_epoch: int = 0
-    orphaned_s: float | None = None
-
-
-@dataclass(slots=True)
-class Window:
-    """A question to a router that was not answered yet."""
-
-    number: int
-    router: str
-    asked_s: float
-    request_ids: list[str]
-
-
-@dataclass(slots=True)
-class Shard:
-    """The queue of one shard. ``blocked_until_s`` holds windows back after one found no room."""
-
-    queue: QueueOrder
-    window: Window | None = None
-    blocked_until_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -379,11 +347,8 @@ class SchedulerCore:
     def snapshot(self) -> object:
         return {
             "peers": self.peers.to_fields(),
-            "requests": [_entry_fields(e) for e in self.requests.values()],
-            "shards": [
-                [n, list(s.queue), _window_fields(s.window), s.blocked_until_s]
-                for n, s in self.shards.items()
-            ],
+            "requests": [e.to_plain() for e in self.requests.values()],
+            "shards": [[name, *shard.to_plain()] for name, shard in self.shards.items()],
             "tombstones": [[k, *v] for k, v in self.tombstones.items()],
             "windows_sent": self.windows_sent,
         }
@@ -391,7 +356,8 @@ class SchedulerCore:
     def restore(self, state: object) -> None:
         assert isinstance(state, dict)
         self.peers.restore(state["peers"])
-        self.requests = {e.card.request_id: e for e in map(_entry_from, state["requests"])}
+        entries = [Entry.from_plain(plain) for plain in state["requests"]]
+        self.requests = {e.card.request_id: e for e in entries}
         self.shards = {}
         for name, ids, window, blocked_until_s in state["shards"]:
             shard = self._shard(name)
@@ -427,35 +393,3 @@ def _cancel_plan(plan: Plan, reason: str, trace: str | None) -> list[Outcome]:
     cancel = CancelAttempt(request_id=plan.request_id, attempt=plan.attempt, reason=reason)
     workers = [plan.worker, *([plan.prefill_worker] if plan.prefill_worker else [])]
     return [Send(cancel, (w,), trace) for w in workers]
-
-
-def _entry_fields(e: Entry) -> list[object]:
-    plan = e.plan.model_dump() if e.plan else None
-    return [
-        e.card.model_dump(),
-        e.queued_s,
-        e.deadline_s,
-        e.shown,
-        plan,
-        e.router,
-        e.router_epoch,
-        e.orphaned_s,
-    ]
-
-
-def _entry_from(fields: list[object]) -> Entry:
-    card, queued_s, deadline_s, shown, plan, router, router_epoch, orphaned_s = fields
-    return Entry(
-        RequestCard.model_validate(card),
-        queued_s,  # type: ignore[arg-type]  # what _entry_fields wrote
-        deadline_s,  # type: ignore[arg-type]
-        shown,  # type: ignore[arg-type]
-        Plan.model_validate(plan) if plan else None,
-        router,  # type: ignore[arg-type]
-        router_epoch,  # type: ignore[arg-type]
-        orphaned_s,  # type: ignore[arg-type]
-    )
-
-
-def _window_fields(window: Window | None) -> list[object] | None:
-    return [window.number, window.router, window.asked_s, window.request_ids] if window else None

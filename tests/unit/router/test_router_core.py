@@ -265,3 +265,11 @@ def test_n_choices_take_n_places() -> None:
     yard.show(card("a", choices=3))
     assert yard.core.views["decode-0"].load == 3
     assert yard.core.views["prefill-0"].load == 1
+
+
+def test_one_place_for_the_prompt_is_enough_for_n_choices() -> None:
+    yard = Yard(*PAIR, prefill_requests_max=2)
+    reply, _ = yard.show(card("a", choices=3))
+    yard.core.views["decode-0"].open.clear()
+    reply, _ = yard.show(card("b", choices=2))
+    assert [p.prefill_worker for p in reply.plans] == ["prefill-0"]
