@@ -96,9 +96,7 @@ def test_p_offers_moves_says_ready_and_frees_when_consumed():
     side = prefill_side()
     side.expect(TO_D, 0.0)
     assert side.leases == 0
-    assert side.on_prefilled("t1", 64, 4, 4096, {"block": 7}, 1.0) == [
-        Send(offer(), (D,), "trace")
-    ]
+    assert side.on_prefilled("t1", 64, 4, 4096, {"block": 7}, 1.0) == [Send(offer(), (D,), "trace")]
     assert side.leases == 1
     assert side.on_message(GRANT, D_EPOCH, 1.1) == [MoveKv("t1", D, 4096)]
     assert side.on_moved("t1", 4096, 1.2) == [Send(READY, (D,), "trace")]
@@ -309,9 +307,7 @@ def test_a_lost_p_makes_d_compute_the_prompt_itself():
     side = decode_side()
     side.expect(TO_P, 4, 0.0)
     assert side.on_peer_lost(P, P_EPOCH - 1, 0.5) == []
-    assert done(side.on_peer_lost(P, P_EPOCH, 0.5)) == [
-        FallBack("t1", "peer_lost", recompute=True)
-    ]
+    assert done(side.on_peer_lost(P, P_EPOCH, 0.5)) == [FallBack("t1", "peer_lost", recompute=True)]
 
 
 def test_a_lost_d_makes_p_free_the_pages_or_stop_computing_them():

@@ -293,4 +293,6 @@ class Handoff(RuleBasedStateMachine):
 
 
 TestHandoffUnderDisorder = Handoff.TestCase
-TestHandoffUnderDisorder.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHandoffUnderDisorder.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None
+)

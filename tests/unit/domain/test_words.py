@@ -74,7 +74,10 @@ def test_the_ids_that_end_things_are_where_the_card_says(tokenizer):
 def test_the_template_renders_turns_with_their_special_tokens(tokenizer):
     messages = [
         {"role": "developer", "content": "Be kind."},
-        {"role": "user", "content": [{"type": "text", "text": "Good"}, {"type": "text", "text": " day"}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Good"}, {"type": "text", "text": " day"}],
+        },
         {"role": "assistant", "content": None},
         {"role": "tool", "content": "rain"},
     ]

@@ -1,0 +1,1 @@
+"""One agent beside one engine: takes attempts, hands KV over, sends tokens, says how it fares."""
