@@ -1,20 +1,25 @@
-"""Messages to bytes and back: the one file that knows msgpack.
+"""Messages to bytes and back, as msgpack.
 
-Fields are positional, so an object costs its values and no names. Decoding checks the type of each
-value and nothing more (a few hundred nanoseconds where pydantic takes several microseconds), and
-raises ``MalformedMessage`` instead of building a broken object. Trailing fields that the class does
-not know are ignored and missing ones take their defaults: that is what additive change means.
+Fields are positional, so an object costs its values and no names. Each message class gets a shadow,
+an array-like ``msgspec`` struct that is made from its annotations: that one parses and checks the
+types of all values, in C, and its values become the message without a second look (pydantic's
+constraints are for the edges). Whatever is wrong is a ``MalformedMessage`` and no object. Trailing
+fields that the class does not know are ignored and missing ones take their defaults: that is what
+additive change means. Plain values (frames, journals) need no types: ``msgpack`` packs those.
 """
 
+import operator
 import types
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, Union
 
 import msgpack
+import msgspec
 import xxhash
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from bus.errors import MalformedMessage
 from schemas.catalogue import BY_SCHEMA_ID
@@ -22,23 +27,10 @@ from schemas.frames import FRAME_LAYOUT, Entry
 from schemas.message import Message, Part
 
 P = TypeVar("P", bound=Part)
-_Convert = Callable[[Any], Any]
-_REQUIRED: Any = object()
-
-pack: Callable[[Any], bytes] = msgpack.packb
+_Values = dict[str, Any]
 
 
-def unpack(data: bytes) -> Any:
-    """Plain values from bytes; raises ``MalformedMessage``."""
-    try:
-        # Lengths are bounded by len(data), which the server's payload limit bounds.
-        return msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise MalformedMessage(f"not msgpack: {type(error).__name__}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """A message and its envelope."""
 
     message: Message
@@ -48,22 +40,58 @@ class Decoded:
     seq: int
 
 
-def encode(message: Message, *, traceparent: str | None, source: str, epoch: int, seq: int) -> bytes:
+def pack(value: Any) -> bytes:
+    """Plain values (lists, maps, strings, bytes, numbers, None) to bytes."""
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """Plain values from bytes; raises ``MalformedMessage``."""
+    try:
+        # Lengths inside are bounded by len(data), which the bus's payload limit bounds.
+        return msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedMessage(f"not msgpack: {type(error).__name__}") from error
+
+
+def digest(value: Any) -> bytes:
+    """8 bytes that change when anything in the plain ``value`` changes."""
+    return xxhash.xxh3_64_digest(pack(value))
+
+
+def encode(
+    message: Message, *, traceparent: str | None, source: str, epoch: int, seq: int
+) -> bytes:
     """The wire form of ``message``."""
-    return pack([message.schema_id, traceparent, source, epoch, seq, *to_fields(message)])
+    values = _values_of(type(message))(message.__dict__)
+    return _encoder.encode([message.schema_id, traceparent, source, epoch, seq, *values])
 
 
 def decode(data: bytes) -> Decoded:
-    """The message in ``data``, of whatever class its schema id names; raises ``MalformedMessage``."""
-    values = unpack(data)
-    if type(values) is not list or len(values) < 5:
-        raise MalformedMessage("not an envelope")
-    schema_id, traceparent, source, epoch, seq = values[:5]
-    if type(source) is not str or type(epoch) is not int or type(seq) is not int:
-        raise MalformedMessage("not an envelope")
-    if traceparent is not None and type(traceparent) is not str:
-        raise MalformedMessage("traceparent is not a string")
-    return Decoded(from_schema_id(schema_id, values[5:]), traceparent, source, epoch, seq)
+    """The message in ``data``, of the class its schema id names; raises ``MalformedMessage``."""
+    try:
+        shadow = _message_decoder().decode(data)
+    except _BAD_BYTES as error:
+        raise MalformedMessage(str(error)) from error
+    values = msgspec.structs.asdict(shadow)
+    take = values.pop
+    envelope = (take(_TRACE), take(_SOURCE), take(_EPOCH), take(_SEQ))
+    return Decoded(_rebuild(_class_of(type(shadow)), values), *envelope)
+
+
+def to_fields(part: Part) -> list[Any]:
+    """The values of ``part`` in order, nested parts as lists."""
+    return [_plain(value) for value in _values_of(type(part))(part.__dict__)]
+
+
+def from_fields(cls: type[P], fields: Sequence[Any]) -> P:
+    """The inverse of ``to_fields``, without pydantic; raises ``MalformedMessage``."""
+    try:
+        shadow = msgspec.convert(fields, _shadow(cls))
+    except _BAD_BYTES as error:
+        raise MalformedMessage(f"{cls.__name__}: {error}") from error
+    return _rebuild(cls, msgspec.structs.asdict(shadow))
 
 
 def from_schema_id(schema_id: Any, fields: Sequence[Any]) -> Message:
@@ -74,116 +102,158 @@ def from_schema_id(schema_id: Any, fields: Sequence[Any]) -> Message:
     return from_fields(cls, fields)
 
 
-def digest(value: Any) -> bytes:
-    """8 bytes that change when anything in the plain ``value`` changes."""
-    return xxhash.xxh3_64_digest(pack(value))
+# How to think about the rest: a class has a *shadow* (what msgspec parses), and a shadow's values
+# are *rebuilt* into an instance. Both are worked out from the annotations, once per class.
+
+_BAD_BYTES: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+
+#: The envelope stands in front of a message's fields; no field may have these names.
+_TRACE, _SOURCE, _EPOCH, _SEQ = (f"envelope_{n}" for n in ("trace", "source", "epoch", "seq"))
+_ENVELOPE: Final[tuple[tuple[str, Any], ...]] = (
+    (_TRACE, str | None),
+    (_SOURCE, str),
+    (_EPOCH, int),
+    (_SEQ, int),
+)
+_UNIONS: Final = (types.UnionType, Union)
 
 
-# Parts to lists and back, by a plan made once per class.
+def _plain(value: Any) -> Any:
+    """Parts as lists, all the way down; also what the encoder does with what it does not know."""
+    if isinstance(value, Part):
+        return to_fields(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
 
 
-def to_fields(part: Part) -> list[Any]:
-    """The values of ``part`` in order, nested parts as lists."""
-    values = part.__dict__
-    return [values[n] if w is None else w(values[n]) for n, w in _plan(type(part)).writers]
+def _encodable(value: Any) -> Any:
+    if isinstance(value, Part):
+        return _values_of(type(value))(value.__dict__)
+    raise TypeError(f"a {type(value).__name__} cannot be packed")
 
 
-def from_fields(cls: type[P], fields: Sequence[Any]) -> P:
-    """Rebuild a ``cls`` without pydantic; raises ``MalformedMessage``."""
-    plan = _plan(cls)
-    given = len(fields)
-    values: dict[str, Any] = {}
-    for place, (name, read, default) in enumerate(plan.readers):
-        if place < given:
-            try:
-                values[name] = read(fields[place])
-            except (TypeError, ValueError, KeyError) as error:
-                raise MalformedMessage(f"{cls.__name__}.{name}: {error}") from error
-        elif default is _REQUIRED:
-            raise MalformedMessage(f"{cls.__name__}.{name} is missing")
-        else:
-            values[name] = default
-    part = cls.__new__(cls)
-    # What pydantic's own __init__ sets; a frozen model has no other way in.
-    object.__setattr__(part, "__dict__", values)
-    object.__setattr__(part, "__pydantic_fields_set__", plan.names)
-    object.__setattr__(part, "__pydantic_extra__", None)
-    object.__setattr__(part, "__pydantic_private__", None)
-    return part
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    names: frozenset[str]
-    writers: tuple[tuple[str, _Convert | None], ...]
-    readers: tuple[tuple[str, _Convert, Any], ...]
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_encodable)
 
 
 @cache
-def _plan(cls: type[Part]) -> _Plan:
-    writers, readers = [], []
-    for name, field in cls.model_fields.items():
-        default = (
-            _REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
-        )
-        writers.append((name, _writer(field.annotation)))
-        readers.append((name, _reader(field.annotation), default))
-    return _Plan(frozenset(cls.model_fields), tuple(writers), tuple(readers))
+def _message_decoder() -> msgspec.msgpack.Decoder[Any]:
+    """Parses any message: the schema id, the first value, tells which shadow it is."""
+    shadows = tuple(_message_shadow(cls) for cls in BY_SCHEMA_ID.values())
+    return msgspec.msgpack.Decoder(Union[shadows])  # noqa: UP007  (made from a tuple)
 
 
-def _writer(annotation: Any) -> _Convert | None:
-    """How to turn a value into plain msgpack values; None when it already is one."""
+@cache
+def _message_shadow(cls: type[Message]) -> type[msgspec.Struct]:
+    return msgspec.defstruct(
+        cls.__name__,
+        [*_ENVELOPE, *_shadow_fields(cls)],
+        bases=(_Shadow,),
+        tag=cls.schema_id,
+        array_like=True,
+        kw_only=True,  # lets a required field follow one with a default; the order stays
+        namespace={"shadowed": cls},
+    )
+
+
+@cache
+def _shadow(cls: type[Part]) -> type[msgspec.Struct]:
+    return msgspec.defstruct(
+        cls.__name__,
+        _shadow_fields(cls),
+        bases=(_Shadow,),
+        array_like=True,
+        kw_only=True,
+        namespace={"shadowed": cls},
+    )
+
+
+class _Shadow(msgspec.Struct):
+    shadowed: typing.ClassVar[type[Part]] = Part
+
+
+def _class_of(shadow: type[_Shadow]) -> Any:
+    return shadow.shadowed
+
+
+def _shadow_fields(cls: type[Part]) -> list[Any]:
+    return [
+        (name, _shadow_type(field.annotation), *_shadow_default(field))
+        for name, field in cls.model_fields.items()
+    ]
+
+
+def _shadow_type(annotation: Any) -> Any:
+    """The annotation with shadows in place of parts."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Part):
-        return to_fields
+        return _shadow(annotation)
     if origin is tuple:
-        inner = _writer(args[0])
-        return list if inner is None else lambda items: [inner(i) for i in items]
-    if origin in (types.UnionType, typing.Union):
-        inner = _writer(_without_none(args))
-        return None if inner is None else lambda v: None if v is None else inner(v)
-    return None
+        return types.GenericAlias(tuple, (_shadow_type(args[0]), ...))
+    if origin in _UNIONS:
+        return Union[tuple(_shadow_type(a) for a in args)]  # noqa: UP007
+    assert origin in (None, dict, Literal), f"{annotation} has no wire form"
+    return annotation
 
 
-def _reader(annotation: Any) -> _Convert:
-    """How to check and rebuild a value; raises TypeError or ValueError."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, Part):
-        part = annotation
-        return lambda v: from_fields(part, _checked(v, (list,)))
-    if origin is tuple:
-        item = _reader(args[0])
-        return lambda v: tuple([item(i) for i in _checked(v, (list,))])
-    if origin in (types.UnionType, typing.Union):
-        inner = _reader(_without_none(args))
-        return lambda v: None if v is None else inner(v)
-    if origin is Literal:
-        allowed = frozenset(args)
-        return lambda v: _one_of(v, allowed)
-    if origin is dict:
-        return lambda v: _checked(v, (dict,))
-    scalars = {str: (str,), int: (int,), bool: (bool,), bytes: (bytes,), float: (float, int)}
-    accepted = cast("dict[Any, tuple[type, ...]]", scalars)[annotation]
-    return lambda v: _checked(v, accepted)
+def _shadow_default(field: FieldInfo) -> tuple[Any, ...]:
+    if field.is_required():
+        return ()
+    if field.default_factory is not None:
+        make: Any = field.default_factory
+        return (msgspec.field(default_factory=make),)
+    return (field.default,)
 
 
-def _without_none(args: tuple[Any, ...]) -> Any:
-    rest = [a for a in args if a is not type(None)]
-    assert len(rest) == 1, "a field is one type, or that type and None"
-    return rest[0]
+def _rebuild(cls: type[P], values: _Values) -> P:
+    """An instance with ``values``; nested shadows become parts."""
+    fields_set, nested = _plan(cls)
+    for name in nested:
+        values[name] = _rebuilt(values[name])
+    part = object.__new__(cls)
+    # What pydantic's own __init__ sets; a frozen model has no other way in.
+    _set_dict(part, "__dict__", values)
+    _set_fields_set(part, fields_set.copy())
+    _set_extra(part, None)
+    _set_private(part, None)
+    return part
 
 
-def _checked(value: Any, accepted: tuple[type, ...]) -> Any:
-    # type() and not isinstance(): True must not pass as an int.
-    if type(value) not in accepted:
-        raise TypeError(f"a {type(value).__name__} where {accepted[0].__name__} belongs")
+def _rebuilt(value: Any) -> Any:
+    if isinstance(value, _Shadow):
+        return _rebuild(_class_of(type(value)), msgspec.structs.asdict(value))
+    if isinstance(value, tuple):
+        return tuple([_rebuilt(item) for item in value])
     return value
 
 
-def _one_of(value: Any, allowed: frozenset[Any]) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{str(value)[:40]!r} is not in the list")
-    return value
+@cache
+def _plan(cls: type[Part]) -> tuple[set[str], tuple[str, ...]]:
+    """All field names, and those that may hold parts."""
+    fields = cls.model_fields.items()
+    return set(cls.model_fields), tuple(n for n, f in fields if _holds_parts(f.annotation))
+
+
+def _holds_parts(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return True
+    return any(_holds_parts(inner) for inner in typing.get_args(annotation))
+
+
+@cache
+def _values_of(cls: type[Part]) -> Callable[[_Values], Sequence[Any]]:
+    """Gives an instance's values in the order of the class."""
+    names = tuple(cls.model_fields)
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda values: [values[name] for name in names]
+
+
+_set_dict: Final = object.__setattr__
+_set_fields_set, _set_extra, _set_private = (
+    BaseModel.__dict__[slot].__set__
+    for slot in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 
 
 # Token frames.
@@ -194,9 +264,18 @@ def pack_frame(worker_epoch: int, frame_seq: int, entries: Sequence[Entry]) -> b
     return pack([FRAME_LAYOUT, worker_epoch, frame_seq, entries])
 
 
-def unpack_frame(data: bytes) -> tuple[int, int, list[list[Any]]]:
-    """``(worker epoch, frame seq, entries)``; raises ``MalformedMessage``."""
-    values = unpack(data)
-    if type(values) is not list or len(values) < 4 or values[0] != FRAME_LAYOUT:
-        raise MalformedMessage("not a token frame")
-    return values[1], values[2], values[3]
+def unpack_frame(data: bytes) -> tuple[int, int, list[Entry]]:
+    """``(worker epoch, frame seq, entries)``; raises ``MalformedMessage``.
+
+    Types are checked; what ``extra`` and ``finish`` hold is not.
+    """
+    try:
+        layout, worker_epoch, frame_seq, entries = _frame_decoder.decode(data)
+    except _BAD_BYTES as error:
+        raise MalformedMessage(f"not a token frame: {error}") from error
+    if layout != FRAME_LAYOUT:
+        raise MalformedMessage(f"a token frame of layout {layout}")
+    return worker_epoch, frame_seq, entries
+
+
+_frame_decoder: Final = msgspec.msgpack.Decoder(tuple[int, int, int, list[Entry]])

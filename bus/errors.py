@@ -27,3 +27,15 @@ class AskTimedOut(BusError):
 
 class NotConnected(BusError):
     """The bus is not connected (yet, or any more)."""
+
+
+class NotAllowed(BusError):
+    """The server's permissions forbid this subscription: mend the catalogue, or use another key."""
+
+
+class ServerFailed(BusError):
+    """nats-server did not start or does not answer: its log file says why."""
+
+
+class StreamUnavailable(BusError):
+    """The stream does not exist or JetStream does not answer: go on without history."""

@@ -15,15 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
+import msgpack
 from pydantic import ValidationError
 
 from schemas.body import BODY_LAYOUT, SamplingParameters
 
 TOKEN_ID_BYTES: Final = 4
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 class MalformedBody(ValueError):
@@ -66,14 +63,14 @@ def encode_body(body: Body) -> bytes:
     """The bytes that travel."""
     prompt = pack_token_ids(body.prompt_token_ids)
     values = [BODY_LAYOUT, prompt, _emitted_fields(body.emitted), _changed(body.sampling)]
-    return _encode(values)
+    return _pack(values)
 
 
 def decode_body(data: bytes) -> Body:
     """Inverse of `encode_body`; sampling is validated. Raises ``MalformedBody``."""
     try:
         # Lengths inside are bounded by len(data), which the bus's payload limit bounds.
-        layout, prompt, emitted, sampling = _decode(data)[:4]
+        layout, prompt, emitted, sampling = _unpack(data)[:4]
         if layout != BODY_LAYOUT:
             raise MalformedBody(f"body layout {layout!r}, known is {BODY_LAYOUT}")
         return Body(
@@ -86,15 +83,25 @@ def decode_body(data: bytes) -> Body:
     except ValidationError as error:
         fields = [".".join(map(str, e["loc"])) for e in error.errors()]
         raise MalformedBody(f"sampling parameters out of range: {fields}") from error
-    except (ValueError, TypeError, IndexError, KeyError, msgspec.MsgspecError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, msgpack.UnpackException) as error:
         raise MalformedBody(f"not a body: {type(error).__name__}") from error
 
 
 def with_emitted(body: bytes, emitted: Mapping[int, Emitted]) -> bytes:
     """The same packed body for a continuation; prompt and sampling are not unpacked."""
-    values = _decode(body)
+    values = _unpack(body)
     values[2] = _emitted_fields(emitted)
-    return _encode(values)
+    return _pack(values)
+
+
+def _pack(values: list[Any]) -> bytes:
+    packed: bytes = msgpack.packb(values)
+    return packed
+
+
+def _unpack(data: bytes) -> list[Any]:
+    values: list[Any] = msgpack.unpackb(data)
+    return values
 
 
 def _emitted_fields(emitted: Mapping[int, Emitted]) -> list[list[Any]]:

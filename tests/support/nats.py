@@ -32,7 +32,7 @@ from bus.names import encode_name
 from bus.nats_bus import NatsBus
 from bus.permissions import inbox_prefix
 from bus.provision import provision
-from bus.server import NatsServer, free_port
+from bus.server import NatsServer, _greeting, free_port
 from bus.server_config import User, server_config
 
 #: The nats-server of the container is the one that the lock file pins for everyone else.
@@ -133,6 +133,11 @@ class DockerServer:
     async def start(self) -> str:
         await asyncio.to_thread(self._docker().start if self._created else self._container.start)
         self._created = True
+        async with asyncio.timeout(WAIT_S):
+            greeting: dict[str, Any] = {}
+            while not greeting.get("jetstream"):
+                await asyncio.sleep(0.01)
+                greeting = await _greeting("127.0.0.1", self._port)
         return self.url
 
     async def stop(self) -> None:
@@ -159,7 +164,7 @@ class DockerServer:
 
 @cache
 def docker_answers() -> bool:
-    """Is there a Docker engine, and does it answer within a second?"""
+    """Is there a Docker engine that answers within a second and has, or gets, the image?"""
     choice = os.environ.get(CHOICE_VARIABLE)
     if choice is not None:
         return choice == "docker"
@@ -168,7 +173,11 @@ def docker_answers() -> bool:
     import docker  # noqa: PLC0415  (only where an engine may be)
 
     try:
-        return bool(docker.from_env(timeout=1).ping())
+        docker.from_env(timeout=1).ping()
+        engine = docker.from_env()
+        if not engine.images.list(IMAGE):
+            engine.images.pull(IMAGE)
+        return True
     except (docker.errors.DockerException, OSError):
         return False
 

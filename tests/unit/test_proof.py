@@ -1,5 +1,6 @@
 """The page of proofs itself: a bar missed is FAIL, a skip does not hold, a control must fail."""
 
+from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,10 @@ def test_what_holds_is_counted(
 
 
 def test_a_control_that_passes_is_a_failure(tmp_path: Path) -> None:
-    blind = Proof("p", "c", "b", lambda run: a_proof().measure(Run(None, run.folder, False)), "f", 1)
+    def without_its_fault(run: Run) -> Awaitable[Figure]:
+        return a_proof().measure(Run(None, run.folder, quick=False))
+
+    blind = Proof("p", "c", "b", without_its_fault, "f", 1)
     assert show("page", [blind], tmp_path, ["--control"]) == 1
     assert show("page", [a_proof()], tmp_path, ["--control"]) == 0
     assert show("page", [a_proof(error=Void("no load"))], tmp_path, ["--control"]) == 1

@@ -2,7 +2,7 @@
 
 import contextlib
 
-import msgspec
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +49,7 @@ def test_a_continuation_changes_what_was_emitted_and_nothing_else(body: Body, la
 
 def test_parameters_that_equal_the_default_cost_nothing():
     body = Body((1, 2, 3), SamplingParameters(max_tokens=7))
-    assert msgspec.msgpack.decode(encode_body(body)) == [
+    assert msgpack.unpackb(encode_body(body)) == [
         1,
         pack_token_ids((1, 2, 3)),
         [],
@@ -59,7 +59,7 @@ def test_parameters_that_equal_the_default_cost_nothing():
 
 def test_a_finished_choice_says_so_and_an_unfinished_one_is_as_the_layout_page_says():
     body = Body((), SamplingParameters(), {1: Emitted((5,), finished=True), 0: Emitted((4,))})
-    entries = msgspec.msgpack.decode(encode_body(body))[2]
+    entries = msgpack.unpackb(encode_body(body))[2]
     assert entries == [[0, pack_token_ids((4,))], [1, pack_token_ids((5,)), True]]
 
 
@@ -87,16 +87,16 @@ def test_part_of_a_token_id_is_an_error():
     [
         b"",
         b"\xc1",
-        msgspec.msgpack.encode({}),
-        msgspec.msgpack.encode([1, b""]),
-        msgspec.msgpack.encode([2, b"", [], {}]),
-        msgspec.msgpack.encode([1, b"\1", [], {}]),
-        msgspec.msgpack.encode([1, "text", [], {}]),
-        msgspec.msgpack.encode([1, b"", [[0]], {}]),
-        msgspec.msgpack.encode([1, b"", [["0", b""]], {}]),
-        msgspec.msgpack.encode([1, b"", [], {"temperature": 5}]),
-        msgspec.msgpack.encode([1, b"", [], {"unheard_of": 5}]),
-        msgspec.msgpack.encode([1, b"", [], 7]),
+        msgpack.packb({}),
+        msgpack.packb([1, b""]),
+        msgpack.packb([2, b"", [], {}]),
+        msgpack.packb([1, b"\1", [], {}]),
+        msgpack.packb([1, "text", [], {}]),
+        msgpack.packb([1, b"", [[0]], {}]),
+        msgpack.packb([1, b"", [["0", b""]], {}]),
+        msgpack.packb([1, b"", [], {"temperature": 5}]),
+        msgpack.packb([1, b"", [], {"unheard_of": 5}]),
+        msgpack.packb([1, b"", [], 7]),
     ],
 )
 def test_what_is_no_body_is_refused_by_name(data: bytes):

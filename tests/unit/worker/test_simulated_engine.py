@@ -180,7 +180,8 @@ async def test_one_step_comes_as_one_call_with_everybodys_tokens():
         for number in range(8):
             made.submit(job(f"r{number}", max_tokens=5))
         await until(lambda: all(sink.finish(f"r{n}") for n in range(8)))
-        assert {count for _, count in sink.calls if count} == {8}
+        # A late wake-up brings several steps, but never a part of one.
+        assert {count % 8 for _, count in sink.calls} == {0}
 
 
 async def test_it_keeps_time_without_drift_also_after_a_stall():
@@ -195,7 +196,7 @@ async def test_it_keeps_time_without_drift_also_after_a_stall():
         at_s = [at_s for at_s, count in sink.calls for _ in range(count)]
         late_s = [at - started_s - 0.04 - 0.01 * i for i, at in enumerate(at_s)]
         assert min(late_s) > -0.002
-        assert min(late_s[-5:]) < 0.03  # and not the length of the stall
+        assert min(late_s[-5:]) < 0.08  # and not the length of the stall
         assert sink.ids() == told()[0]
 
 

@@ -1,0 +1,289 @@
+"""Reading the past from account HISTORY, which sees streams and nothing else.
+
+Messages come by batched direct gets: no consumer is created on the server, so a reader that dies
+leaves nothing behind and nobody can make the server deliver to somebody else. A reader holds one
+batch at a time. Where a stream has dropped messages before they were read, ``on_gap`` is told.
+
+    async with History(url, key_file) as history:
+        async for stored in history.read("REQUESTS"):
+            decoded = decode_stored(stored)
+"""
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from bus import codec, keys
+from bus.endpoint import INBOX, log, server_urls
+from bus.errors import NotConnected, StreamUnavailable
+from bus.permissions import stream_info
+from bus.subjects import PREFIX
+
+#: One batch ends at whichever comes first (but holds at least one message, of up to 8 MB).
+BATCH_MESSAGES_MAX: Final = 512
+BATCH_BYTES_MAX: Final = 1024 * 1024
+#: How long the server may be silent within one answer.
+SILENCE_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 10.0
+#: How an answer may end: a single one, the end of a batch, nothing (more) found.
+_ENDS: Final = ("", "204", "404")
+POLL_MIN_S: Final = 0.01
+POLL_MAX_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One message of a stream. ``subject`` is logical; ``time_ms`` is the server's wall clock."""
+
+    seq: int
+    time_ms: int
+    subject: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages ``first_seq`` to ``last_seq`` were gone before they were read."""
+
+    stream: str
+    first_seq: int
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """``last_seq`` is 0 as long as nothing was ever stored."""
+
+    first_seq: int
+    last_seq: int
+    messages: int
+    bytes: int
+
+
+def decode_stored(stored: Stored) -> codec.Decoded:
+    """The event in ``stored`` with its envelope; raises ``MalformedMessage``."""
+    return codec.decode(stored.data)
+
+
+class History:
+    """A reader of streams. Raises ``StreamUnavailable`` when a stream or JetStream is away."""
+
+    def __init__(
+        self,
+        url: str,
+        key_file: Path | None = None,
+        *,
+        source: str = "history",
+        prefix: str = PREFIX,
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> None:
+        self._urls = server_urls(url)
+        self._key_file = key_file
+        self._prefix = prefix
+        self._inbox_prefix = INBOX + source
+        self._inbox = f"{self._inbox_prefix}.{secrets.token_hex(6)}"
+        self._on_gap = on_gap or _log_gap
+        self._client = Client()
+        self._asked = 0
+        self._answer: _Answer | None = None
+        self._one_at_a_time = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Return once connected; raises ``NotConnected``."""
+        options: dict[str, Any] = {
+            "name": "history",
+            "inbox_prefix": self._inbox_prefix,
+            "reconnect_time_wait": 0.2,
+            "max_reconnect_attempts": -1,
+            "ping_interval": 1,
+            "error_cb": _quiet,
+        }
+        if self._key_file is not None:
+            keys.load(self._key_file)
+            options["nkeys_seed"] = str(self._key_file)
+        client = Client()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await client.connect(self._urls, **options)
+                await client.subscribe(f"{self._inbox}.*", cb=self._arrived)
+        except (TimeoutError, NatsError) as error:
+            why = client.last_error or error
+            await client.close()
+            raise NotConnected(f"no history at {', '.join(self._urls)}: {why}") from error
+        self._client = client
+
+    async def close(self) -> None:
+        """Disconnect; harmless twice."""
+        if self._client.is_connected or self._client.is_reconnecting:
+            await self._client.close()
+
+    async def state(self, stream: str) -> StreamState:
+        """What ``stream`` holds now."""
+        answers = await self._ask(stream, stream_info(stream), b"", one=True)
+        values = json.loads(answers[0].data) if answers else {"error": {}}
+        if "error" in values:
+            raise StreamUnavailable(f"{stream}: {values['error'].get('description')}")
+        state = values["state"]
+        return StreamState(state["first_seq"], state["last_seq"], state["messages"], state["bytes"])
+
+    async def last_seq(self, stream: str) -> int:
+        """The sequence of the newest message; 0 for a stream that never had one."""
+        return (await self.state(stream)).last_seq
+
+    async def read(
+        self, stream: str, *, start_seq: int = 1, subject: str | None = None
+    ) -> AsyncIterator[Stored]:
+        """From ``start_seq`` to what is the newest message now; ``subject`` may have wildcards."""
+        end_seq = await self.last_seq(stream)
+        next_seq = start_seq
+        while next_seq <= end_seq:
+            batch = await self._get(stream, next_seq, subject)
+            for stored in batch:
+                if stored.seq > end_seq:
+                    return
+                yield stored
+            if not batch:
+                return
+            next_seq = batch[-1].seq + 1
+
+    async def follow(
+        self, stream: str, *, start_seq: int | None = None, subject: str | None = None
+    ) -> AsyncIterator[Stored]:
+        """From ``start_seq`` (default: what is stored after now) on, for ever.
+
+        Asks again every 10 to 200 ms while nothing comes, and keeps trying while the server is
+        away. A stream that began anew (memory streams, after a restart) is read from its start.
+        """
+        next_seq = await self.last_seq(stream) + 1 if start_seq is None else start_seq
+        pause_s = POLL_MIN_S
+        while True:
+            batch: list[Stored] = []
+            try:
+                last_seq = await self.last_seq(stream)
+                if last_seq < next_seq - 1:
+                    log.warning("%s began anew; reading it from its start", stream)
+                    next_seq = 1
+                if last_seq >= next_seq:
+                    batch = await self._get(stream, next_seq, subject)
+                    next_seq = batch[-1].seq + 1 if batch else last_seq + 1
+            except StreamUnavailable as error:
+                log.debug("follow: %s", error)
+            for stored in batch:
+                yield stored
+            pause_s = POLL_MIN_S if batch else min(pause_s * 2, POLL_MAX_S)
+            if not batch:
+                await asyncio.sleep(pause_s)
+
+    async def _get(self, stream: str, start_seq: int, subject: str | None) -> list[Stored]:
+        """The next batch; empty when nothing from ``start_seq`` on matches."""
+        wanted: dict[str, Any] = {
+            "batch": BATCH_MESSAGES_MAX,
+            "max_bytes": BATCH_BYTES_MAX,
+            "seq": start_seq,
+        }
+        if subject is not None:
+            wanted["next_by_subj"] = self._prefix + subject.removeprefix(PREFIX)
+        address = f"$JS.API.DIRECT.GET.{stream}"
+        messages = await self._ask(stream, address, json.dumps(wanted).encode(), one=False)
+        batch = [self._stored(m) for m in messages]
+        if not batch or batch[0].seq > start_seq:
+            await self._report_gap(stream, start_seq)
+        return batch
+
+    async def _ask(self, stream: str, subject: str, question: bytes, *, one: bool) -> list[Msg]:
+        """``one`` answer, or all up to the status that ends a batch."""
+        # Not nats-py's request(): its wait_for can lose a cancellation (before Python 3.12).
+        async with self._one_at_a_time:
+            self._asked += 1
+            self._answer = answer = _Answer(f"{self._inbox}.{self._asked:x}", one=one)
+            try:
+                await self._client.publish(subject, question, answer.address)
+                await answer.complete(SILENCE_S)
+            except (NatsError, TimeoutError) as error:
+                raise StreamUnavailable(f"{stream}: {type(error).__name__}") from error
+            finally:
+                self._answer = None
+        if answer.status not in _ENDS:
+            raise StreamUnavailable(f"{stream}: status {answer.status}")
+        return answer.messages
+
+    async def _arrived(self, message: Msg) -> None:
+        answer = self._answer
+        if answer is not None and message.subject == answer.address:
+            answer.take(message)
+
+    def _stored(self, message: Msg) -> Stored:
+        headers = message.headers or {}
+        subject = headers["Nats-Subject"]
+        if subject.startswith(self._prefix + "."):
+            subject = PREFIX + subject[len(self._prefix) :]
+        stored_at = datetime.fromisoformat(headers["Nats-Time-Stamp"])
+        return Stored(
+            int(headers["Nats-Sequence"]), int(stored_at.timestamp() * 1000), subject, message.data
+        )
+
+    async def _report_gap(self, stream: str, wanted_seq: int) -> None:
+        """A jump may come from the filter; what was dropped lies below the stream's first."""
+        first_seq = (await self.state(stream)).first_seq
+        if first_seq > wanted_seq:
+            self._on_gap(Gap(stream, wanted_seq, first_seq - 1))
+
+
+class _Answer:
+    """What has arrived of one answer."""
+
+    def __init__(self, address: str, *, one: bool) -> None:
+        self.address = address
+        self.messages: list[Msg] = []
+        self.status = ""
+        self._one = one
+        self._ended = asyncio.Event()
+
+    def take(self, message: Msg) -> None:
+        self.status = (message.headers or {}).get("Status", "")
+        if not self.status:
+            self.messages.append(message)
+        if self.status or self._one:
+            self._ended.set()
+
+    async def complete(self, silence_s: float) -> None:
+        """Return at the end of the answer; raises ``TimeoutError`` when nothing more comes."""
+        seen = -1
+        while not self._ended.is_set():
+            if len(self.messages) == seen:
+                raise TimeoutError
+            seen = len(self.messages)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(silence_s):
+                    await self._ended.wait()
+
+
+def _log_gap(gap: Gap) -> None:
+    log.warning("%s: messages %d to %d are gone", gap.stream, gap.first_seq, gap.last_seq)
+
+
+async def _quiet(error: Exception) -> None:
+    log.debug("history: %s: %s", type(error).__name__, error)

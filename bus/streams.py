@@ -1,0 +1,165 @@
+"""What JetStream keeps, as data: streams (what happened) and buckets (records).
+
+Limits suit a laptop; a cluster raises ``replicas`` and the bytes. The oldest goes first: history
+shortens itself long before a disk is full, because a full disk stays broken after space returns.
+``evt`` subjects are published without waiting and without a reply, so the streams send no
+acknowledgements (``no_ack``): else whoever sets a reply makes the server publish there in its name.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from bus.subjects import PREFIX
+
+MINUTE_S: Final = 60
+HOUR_S: Final = 3600
+DAY_S: Final = 24 * HOUR_S
+MIB: Final = 1024 * 1024
+_NS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One stream. Subjects are logical (they begin with ``yard``)."""
+
+    name: str
+    description: str
+    subjects: tuple[str, ...]
+    storage: Literal["file", "memory"]
+    max_age_s: int
+    max_bytes: int
+    per_subject_max: int = -1
+    message_ttl: bool = False
+
+    def config(self, prefix: str = PREFIX, replicas: int = 1) -> dict[str, Any]:
+        """The stream's configuration in JetStream's own words."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "subjects": [prefix + s.removeprefix(PREFIX) for s in self.subjects],
+            "storage": self.storage,
+            "retention": "limits",
+            "discard": "old",
+            # Memory is not compressed; the server ignores the word there and says "none".
+            "compression": "s2" if self.storage == "file" else "none",
+            "max_age": self.max_age_s * _NS,
+            "max_bytes": self.max_bytes,
+            "max_msgs_per_subject": self.per_subject_max,
+            "num_replicas": replicas,
+            "no_ack": True,
+            "allow_direct": True,
+            "deny_delete": True,
+            "deny_purge": True,
+            "allow_msg_ttl": self.message_ttl,
+            # Duplicates are told by (source, epoch, seq); the server need not remember ids long.
+            "duplicate_window": min(self.max_age_s, MINUTE_S) * _NS,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A key-value bucket: records with compare-and-set by revision. Liveness is not kept here."""
+
+    name: str
+    description: str
+    history: int = 4
+    max_bytes: int = 16 * MIB
+    value_bytes_max: int = 256 * 1024
+
+    @property
+    def stream(self) -> str:
+        return f"KV_{self.name}"
+
+    def config(self, prefix: str = PREFIX, replicas: int = 1) -> dict[str, Any]:
+        """The bucket's stream, as any NATS client expects it."""
+        del prefix  # buckets have no place for it: a bucket's subjects are $KV.<name>.>
+        return {
+            "name": self.stream,
+            "description": self.description,
+            "subjects": [f"$KV.{self.name}.>"],
+            "storage": "file",
+            "retention": "limits",
+            "discard": "new",
+            "compression": "none",
+            "max_age": 0,
+            "max_bytes": self.max_bytes,
+            "max_msg_size": self.value_bytes_max,
+            "max_msgs_per_subject": self.history,
+            "num_replicas": replicas,
+            "allow_direct": True,
+            "allow_rollup_hdrs": True,
+            "deny_delete": True,
+            "deny_purge": False,  # the server wants it so when roll-ups are allowed
+            "duplicate_window": 2 * MINUTE_S * _NS,
+        }
+
+
+STREAMS: Final[tuple[Stream, ...]] = (
+    Stream(
+        "ENGINE_STATE",
+        "What engines said of themselves",
+        ("yard.evt.engine.>",),
+        "file",
+        max_age_s=DAY_S,
+        max_bytes=256 * MIB,
+    ),
+    Stream(
+        "KV_EVENTS",
+        "Pages that entered or left prefix caches",
+        ("yard.evt.kv.>",),
+        "file",
+        max_age_s=6 * HOUR_S,
+        max_bytes=256 * MIB,
+    ),
+    Stream(
+        "REQUESTS",
+        "The steps of each request and the decisions about it, never its content",
+        ("yard.evt.request.>",),
+        "file",
+        max_age_s=7 * DAY_S,
+        max_bytes=512 * MIB,
+    ),
+    Stream(
+        "JOURNAL",
+        "The ordered inputs of each core owner, for bit-exact replay",
+        ("yard.evt.journal.>",),
+        "file",
+        max_age_s=DAY_S,
+        max_bytes=512 * MIB,
+    ),
+    Stream(
+        "FLEET",
+        "Who joined and who left",
+        ("yard.evt.fleet.>",),
+        "file",
+        max_age_s=30 * DAY_S,
+        max_bytes=64 * MIB,
+    ),
+    Stream(
+        "TOKENS",
+        "Token frames, for streams whose worker is gone",
+        ("yard.out.>",),
+        "memory",
+        max_age_s=5 * MINUTE_S,
+        max_bytes=64 * MIB,
+    ),
+    Stream(
+        "INFLIGHT",
+        "Bodies of running requests, one message per request",
+        ("yard.evt.body.>",),
+        "memory",
+        max_age_s=15 * MINUTE_S,
+        max_bytes=128 * MIB,
+        per_subject_max=1,
+        message_ttl=True,
+    ),
+)
+
+BUCKETS: Final[tuple[Bucket, ...]] = (
+    Bucket("nodes", "Registered nodes"),
+    Bucket("models", "Model cards", value_bytes_max=4 * MIB, max_bytes=64 * MIB),
+    Bucket("tenants", "Tenants and their limits"),
+    Bucket("keys", "Hashes of API keys"),
+)
+
+BY_NAME: Final[dict[str, Stream]] = {s.name: s for s in STREAMS}
