@@ -181,8 +181,9 @@ class NatsBus(Endpoint):
         self._payload_max = client.max_payload
         self._sids = _INBOX_SID
         await client.subscribe(f"{self._inbox}.*")
-        for subscription in self._subscriptions:
-            await self._put_on_client(subscription)
+        # Looked up anew each time: subscriptions may come and go while we wait.
+        while missing := [s for s in self._subscriptions if s.client is not client]:
+            await self._put_on_client(missing[0])
 
     async def _put_on_client(self, subscription: "_NatsSubscription") -> None:
         assert self._client is not None
@@ -190,6 +191,7 @@ class NatsBus(Endpoint):
         # nats-py numbers a client's subscriptions from 1 and shows the number with messages only.
         self._sids += 1
         subscription.sid = self._sids
+        subscription.client = self._client
         self._by_sid[self._sids] = interest
         subscription.nats = await self._client.subscribe(interest.pattern, interest.queue or "")
 
@@ -367,6 +369,7 @@ class NatsBus(Endpoint):
 class _NatsSubscription:
     _bus: NatsBus
     interest: Interest
+    client: Client | None = None
     sid: int = 0
     nats: NatsSubscription | None = None
 

@@ -5,7 +5,8 @@ A body is one msgpack array, opaque to scheduler and router:
     [layout version, prompt token ids, emitted, sampling]
 
 - prompt token ids: uint32 little-endian, packed in bytes
-- emitted: one entry per choice that already has tokens, ``[choice, token ids packed]``
+- emitted: one entry per choice that already has tokens, ``[choice, token ids packed]``, with a
+  third value ``true`` for a choice that is finished
 - sampling: a map of ``SamplingParameters``; keys that equal the default are left out
 """
 

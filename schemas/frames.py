@@ -19,6 +19,9 @@ An entry is one stream's step:
 | 6     | extra       | map or nil  | ``logprobs``, tool and reasoning deltas                     |
 | 7     | finish      | list or nil | ``[finish reason, stop reason or nil, cached tokens]``      |
 
+``extra["logprobs"]`` holds per id ``[[id, logprob, text] of the chosen token, then of the likeliest
+ones]``.
+
 A high-water entry has no ids, no finish, and ``first_index`` = the next index the worker will use:
 it is sent for every live stream once a second, so that the loss of a tail is noticed.
 Engines that give no token ids count chunks instead; their streams are not continued elsewhere.

@@ -43,7 +43,11 @@ class GrantHandoff(Message):
 
 
 class RenewHandoff(Message):
-    """D still wants the blocks but has no room yet: the lease starts anew."""
+    """D still wants the blocks but has no room yet: the lease starts anew.
+
+    Before any offer it is a question: a P that does not know the transfer answers with a release,
+    so that D need not wait for the whole time of an offer.
+    """
 
     schema_id: ClassVar[str] = "handoff.renew.v1"
 

@@ -449,6 +449,22 @@ async def test_subscriptions_survive_and_the_owner_is_told(world: World) -> None
     await worker.ask(FETCH, example(FetchBody), FetchBodyReply, timeout_s=TIMEOUT_S)
 
 
+async def test_one_who_fails_to_take_the_news_does_not_keep_it_from_others(world: World) -> None:
+    faults: list[BaseException] = []
+    gateway = await world.bus("gateway", "gateway-0", on_fault=faults.append)
+    told: list[str] = []
+
+    def fail() -> None:
+        raise LookupError("a bug")
+
+    gateway.on_reconnect(fail)
+    gateway.on_reconnect(lambda: told.append("second"))
+    await world.cut()
+    await world.restore()
+    await until(lambda: told == ["second"])
+    assert [type(f) for f in faults] == [LookupError]
+
+
 async def test_what_is_published_while_away_leaves_later_in_order(world: World) -> None:
     gateway = await world.bus("gateway", "gateway-0")
     scheduler = await world.bus("scheduler", "scheduler-0")

@@ -70,7 +70,7 @@ class Proxy:
 
     def __init__(self, target: str) -> None:
         self._target = target.removeprefix("nats://").split(":")
-        self._clients: list[asyncio.StreamWriter] = []
+        self.clients: list[asyncio.StreamWriter] = []
         self.url = ""
 
     @asynccontextmanager
@@ -83,12 +83,16 @@ class Proxy:
             server.close()
 
     def say(self, line: bytes) -> None:
-        for client in self._clients:
+        for client in self.clients:
             client.write(line + b"\r\n")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.append(writer)
-        there, to_there = await asyncio.open_connection(*self._target)
+        self.clients.append(writer)
+        try:
+            there, to_there = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.close()
+            return
         await asyncio.gather(_pass_on(reader, to_there), _pass_on(there, writer))
 
 
@@ -119,6 +123,9 @@ async def test_when_the_client_gives_up_another_takes_its_place(
         )
         scheduler.on_reconnect(lambda: returns.append(None))
         proxy.say(b"-ERR 'Maximum Connections Exceeded'")
+        await nats_server.kill()  # so that the first new clients find nobody
+        await until(lambda: len(proxy.clients) >= 4, "several attempts")
+        await nats_server.start()
         await until(lambda: bool(returns), "let in again")
         await until(lambda: scheduler.connected)
         gateway.publish(CANCEL, CancelRequest(request_id="again"))

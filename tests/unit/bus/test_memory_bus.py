@@ -106,6 +106,7 @@ async def test_a_handler_that_always_publishes_again_does_not_stop_the_loop() ->
     await scheduler.subscribe(CANCEL, CancelRequest, again)
     scheduler.publish(CANCEL, CancelRequest(request_id="first"))
     await until(lambda: rounds[0] > 100)
+    assert scheduler.counters["handler_errors_total"] == 0
     await scheduler.close()
 
 

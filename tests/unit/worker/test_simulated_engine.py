@@ -176,12 +176,15 @@ async def test_choices_that_were_complete_are_not_written_again():
 
 
 async def test_one_step_comes_as_one_call_with_everybodys_tokens():
-    async with engine("constant:ttft_ms=20,itl_ms=20") as (made, sink):
+    # An engine's steps are everybody's; under a constant profile each request has its own clock.
+    async with engine("llama3-8b/tp1/h100") as (made, sink):
         for number in range(8):
             made.submit(job(f"r{number}", max_tokens=5))
         await until(lambda: all(sink.finish(f"r{n}") for n in range(8)))
-        # A late wake-up brings several steps, but never a part of one.
-        assert {count % 8 for _, count in sink.calls} == {0}
+        calls = [count for _, count in sink.calls if count]
+        assert sum(calls) == 8 * 5
+        # Who comes while a step runs joins the next one; a late wake-up only merges steps.
+        assert len(calls) <= 5 + 2
 
 
 async def test_it_keeps_time_without_drift_also_after_a_stall():
@@ -205,7 +208,7 @@ async def test_speed_divides_time():
         started_s = time.monotonic()
         made.submit(job(max_tokens=30))
         await until(lambda: sink.finish() is not None)
-        assert 0.16 < time.monotonic() - started_s < 1.0  # and not 3.3 s
+        assert 0.16 < time.monotonic() - started_s < 2.5  # and not 3.3 s
 
 
 async def test_as_fast_as_possible_still_lets_the_loop_turn():
