@@ -8,12 +8,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
+from typing import TypeVar
 
-from tests.show.fleet import PLANTED, REPOSITORY
+from tests.show.fleet import PLANTED, REPOSITORY, until
 from tests.show.proof import Figure, Run, Void
 
+T = TypeVar("T")
 FIRST_S, SECOND_S = 60.0, 15.0
 
 
@@ -77,17 +79,26 @@ async def _up_once(clone: Path, curl: str, fault: str | None) -> tuple[float, in
     )
     assert up.stdout is not None
     try:
-        line = await asyncio.wait_for(up.stdout.readline(), 180)
+        line = await _within(180, up.stdout.readline(), "`make up` did not say ready")
         ready_s = time.monotonic() - began
         if not line.startswith(b"ready "):
             raise Void("it never said ready")
         here = curl.replace("http://127.0.0.1:8000", line.split()[1].decode())
-        out = await _run(clone, "sh", "-c", here)
+        out = await _within(60, _run(clone, "sh", "-c", here), "the curl did not end")
         return ready_s, out.count("data: {") if "data: [DONE]" in out else 0
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(up.pid, signal.SIGINT)
-        await asyncio.wait_for(up.wait(), 60)
+        # `make` goes at once; what it started drains, and says on its page when it is done.
+        _ = await _within(60, up.wait(), "`make up` did not end")
+        await until(lambda: not (data / "run.json").exists(), 60, "the yard did not stop")
+
+
+async def _within(limit_s: float, work: Awaitable[T], otherwise: str) -> T:
+    try:
+        return await asyncio.wait_for(work, limit_s)
+    except TimeoutError:
+        raise Void(otherwise) from None
 
 
 async def tests_twice(run: Run) -> Figure:

@@ -148,7 +148,7 @@ def _gateway_does_not_fence(module: ModuleType) -> None:
     ) -> None:
         for entry in entries:
             request = self.requests.get(entry[0])  # type: ignore[attr-defined]
-            if request is None or entry[1] >= request.attempt:  # type: ignore[operator]
+            if request is None or entry[1] >= request.attempt:
                 take(self, worker, epoch, [entry], now_s)
             else:
                 entry[1] = request.attempt
