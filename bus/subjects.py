@@ -121,6 +121,25 @@ def release_handoff(worker: str) -> str:
     return _subject("cmd.handoff.release", worker)
 
 
+# Ranks of engines move KV between themselves; ``KvMoved`` goes to the agent.
+
+
+def post_link_key(connector: str) -> str:
+    return _subject("cmd.link.post_key", connector)
+
+
+def pull_kv(connector: str) -> str:
+    return _subject("ask.kv.pull", connector)
+
+
+def release_kv(connector: str) -> str:
+    return _subject("cmd.kv.release", connector)
+
+
+def kv_moved(worker: str) -> str:
+    return _subject("sig.kv.moved", worker)
+
+
 # What engines say.
 
 

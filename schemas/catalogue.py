@@ -12,10 +12,13 @@ read those meant for it.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from schemas import attempt, body, engine, fleet, handoff, journal, request, routing
+from schemas import attempt, body, engine, fleet, handoff, journal, links, request, routing
 from schemas.message import Message
 
-Component = Literal["gateway", "scheduler", "router", "registry", "bridge", "worker", "operator"]
+#: ``connector`` is one rank of an engine, a process beside its agent: it moves KV and nothing else.
+Component = Literal[
+    "gateway", "scheduler", "router", "registry", "bridge", "worker", "connector", "operator"
+]
 
 ALL: Final[tuple[Component, ...]] = (
     "gateway",
@@ -192,6 +195,36 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         handoff.ReleaseHandoff,
         "cmd.handoff.release.{worker}",
         ("worker",),
+        ("worker",),
+        reader_is="worker",
+    ),
+    # Ranks of engines move KV between themselves.
+    Entry(
+        links.PostLinkKey,
+        "cmd.link.post_key.{connector}",
+        ("connector",),
+        ("connector",),
+        reader_is="connector",
+    ),
+    Entry(
+        links.PullKv,
+        "ask.kv.pull.{connector}",
+        ("connector",),
+        ("connector",),
+        reader_is="connector",
+        reply=links.PullKvReply,
+    ),
+    Entry(
+        links.ReleaseKv,
+        "cmd.kv.release.{connector}",
+        ("connector", "worker"),
+        ("connector",),
+        reader_is="connector",
+    ),
+    Entry(
+        links.KvMoved,
+        "sig.kv.moved.{worker}",
+        ("connector",),
         ("worker",),
         reader_is="worker",
     ),

@@ -38,6 +38,7 @@ from schemas.handoff import (
     RenewHandoff,
 )
 from schemas.journal import JournalAppended, JournalSnapshotted
+from schemas.links import KvMoved, PostLinkKey, PullKv, PullKvReply, ReleaseKv
 from schemas.message import Message
 from schemas.request import (
     CancelRequest,
@@ -241,6 +242,34 @@ _ALL: Final[tuple[Message, ...]] = (
     ),
     ConsumeHandoff(transfer_id="req-7f3a.1", sender="decode-0"),
     ReleaseHandoff(transfer_id="req-7f3a.1", sender="decode-0", reason="cancelled"),
+    PostLinkKey(
+        link="prefill-0-engine-0 decode-0-engine-0 19f8e2a3c1f4 1",
+        sender="decode-0-engine-0",
+        key="0/1",
+        value=b"\x7f\x00\x00\x01",
+    ),
+    PullKv(
+        transfer_id="req-7f3a.1",
+        sender="decode-0-engine-0",
+        sender_epoch=1_795_000_000_500,
+        epoch=1_795_000_000_400,
+        link="prefill-0-engine-0 decode-0-engine-0 19f8e2a3c1f4 1",
+        first_block=0,
+        blocks=2,
+        block_bytes=2_097_152,
+        chunk_blocks=16,
+    ),
+    PullKvReply(transfer_id="req-7f3a.1", chunk_blocks=16),
+    ReleaseKv(transfer_id="req-7f3a.1", epoch=1_795_000_000_400, reason="cancelled"),
+    KvMoved(
+        transfer_id="req-7f3a.1",
+        side="received",
+        reason="consumed",
+        rank=0,
+        ranks=1,
+        bytes_moved=4_194_304,
+        ms=1.9,
+    ),
     LOAD,
     STATE,
     KvPagesChanged(

@@ -33,6 +33,7 @@ OWN = {
     "registry": "registry-0",
     "bridge": "bridge-0",
     "worker": "decode-0",
+    "connector": "decode-0-engine-0",
     "operator": "operator",
     "history": "history",
     "provisioner": "provisioner",
