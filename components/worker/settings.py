@@ -1,6 +1,6 @@
 """The worker's settings."""
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +11,8 @@ from components.host.settings import Settings
 from schemas.codes import Role
 
 MIB = 1024 * 1024
+#: vLLM's names of our roles.
+KV_ROLES: Final = {"prefill": "kv_producer", "decode": "kv_consumer", "aggregated": "kv_both"}
 
 
 class WorkerSettings(Settings):
@@ -38,6 +40,18 @@ class WorkerSettings(Settings):
     #: The link to other engines, each transfer after the other.
     transfer_gb_per_s: float = Field(default=40.0, gt=0)
     transfer_latency_ms: float = Field(default=2.0, ge=0)
+
+    # vLLM.
+    #: The model's directory, or its name on the hub; its name here unless given.
+    model_source: str = ""
+    #: Arguments of vLLM's engine, by their names: max_model_len, block_size, ...
+    engine_args: dict[str, Any] = Field(default_factory=dict)
+    #: vLLM's KVTransferConfig: kv_connector, kv_connector_module_path, kv_connector_extra_config,
+    #: ... Empty for an engine that hands nothing over; role and engine id go without saying.
+    kv_transfer: dict[str, Any] = Field(default_factory=dict)
+
+    #: Say on the bus what enters and leaves its prefix cache.
+    kv_events: bool = False
 
     # The handoff; what each means: components/domain/handoff.py.
     lease_ms: int = Field(default=10_000, ge=100)
@@ -67,13 +81,6 @@ class WorkerSettings(Settings):
     kept_bytes_max: int = Field(default=64 * MIB, ge=MIB)
     streams_max: int = Field(default=8192, ge=1)
 
-    @field_validator("engine")
-    @classmethod
-    def _is_built(cls, engine: str) -> str:
-        if engine == "vllm":
-            raise ValueError("engine 'vllm' is not in this build yet; there is: sim")
-        return engine
-
     @field_validator("profile")
     @classmethod
     def _exists(cls, profile: str) -> str:
@@ -83,6 +90,12 @@ class WorkerSettings(Settings):
     @model_validator(mode="after")
     def _fits(self) -> "WorkerSettings":
         self.limits()
+        return self
+
+    @model_validator(mode="after")
+    def _can_hand_over(self) -> "WorkerSettings":
+        if self.engine == "vllm" and self.role != "aggregated" and not self.kv_transfer:
+            raise ValueError(f"a {self.role} engine of vLLM needs kv_transfer (a connector)")
         return self
 
     @property
@@ -97,6 +110,12 @@ class WorkerSettings(Settings):
             kv_pages=self.kv_pages,
             waiting_max=self.waiting_max,
         )
+
+    def kv_transfer_config(self, engine_id: str) -> dict[str, Any]:
+        """What vLLM is told of its connector; empty without one."""
+        if not self.kv_transfer:
+            return {}
+        return {"kv_role": KV_ROLES[self.role], "engine_id": engine_id, **self.kv_transfer}
 
     def handoff(self) -> HandoffSettings:
         return HandoffSettings(

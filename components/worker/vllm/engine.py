@@ -1,0 +1,453 @@
+"""vLLM as an ``Engine``: jobs in, what each step gave out, in one call per step.
+
+Each choice of a job is a sequence of its own in vLLM, with a task that waits for what it gives. A
+step of vLLM wakes all of them in one turn of the event loop; what they write is collected and
+leaves in the next.
+
+A continuation appends what was emitted to the prompt. Its text is made here, by a detokeniser that
+has read those ids (``backend.Text``).
+
+An engine that does nothing makes no steps, so vLLM's figures stand still when the last sequence is
+aborted. What is known here (which sequences there are, which pages are held) corrects them.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+from components.domain.pages import PAGE_TOKENS, pages_for
+from components.worker.engine import (
+    Capabilities,
+    EngineEvent,
+    EngineLoad,
+    EngineRefused,
+    Job,
+    JobFailed,
+    JobKey,
+    KvArrived,
+    KvFailed,
+    Prefilled,
+    Sink,
+)
+from components.worker.vllm.backend import Backend, BadSequence, EngineDied, Facts, Output
+from components.worker.vllm.handoff import Exchange
+from components.worker.vllm.loading import in_thread
+from components.worker.vllm.page_names import PagesChange
+from components.worker.vllm.sequences import Choice, Finish, Running, begin, finish_of, prefill
+from schemas.codes import Phase
+from schemas.fleet import ModelCard
+from schemas.frames import Entry
+
+#: How often a silent vLLM is looked at.
+WATCH_S: Final = 0.25
+
+
+class VllmEngine:
+    """See the top of the file. ``on_fault`` hears when vLLM is gone or we were wrong.
+
+    ``on_pages`` hears what enters and leaves the prefix cache, if vLLM was asked to say so.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Backend],
+        exchange: Exchange,
+        *,
+        on_fault: Callable[[BaseException], None],
+        on_pages: Callable[[PagesChange], None] = lambda _: None,
+    ) -> None:
+        """``load`` takes seconds to minutes and is called in a thread; raises ``CannotStart``."""
+        self._load_backend = load
+        self._backend_or_none: Backend | None = None
+        self._exchange = exchange
+        self._on_fault = on_fault
+        self._on_pages = on_pages
+        self._sink: Sink | None = None
+        self._jobs: dict[JobKey, Running] = {}
+        self._entries: list[Entry] = []
+        self._events: list[EngineEvent] = []
+        self._unwanted: list[str] = []
+        self._flush_planned = False
+        self._serial = 0
+        self._paused = False
+        self._stopped = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Its life
+
+    async def start(self, sink: Sink) -> None:
+        await in_thread(self._load)
+        await self._backend.attach()
+        await self._exchange.start(self._report)
+        self._sink = sink
+        self._spawn(self._watch())
+        self._spawn(self._tell_pages())
+
+    def _load(self) -> None:
+        backend = self._load_backend()
+        self._backend_or_none = backend
+        if self._stopped:  # asked for while it was loading
+            backend.stop()
+
+    async def stop(self) -> None:
+        self._stopped = True
+        self._sink = None
+        self._jobs.clear()
+        self._entries.clear()
+        self._events.clear()
+        await self._exchange.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._backend_or_none is not None:
+            await in_thread(self._backend_or_none.stop)
+
+    async def _watch(self) -> None:
+        """An engine that dies with nothing to do is noticed as well."""
+        while not self._backend.is_dead:  # noqa: ASYNC110  (nobody would set an event)
+            await asyncio.sleep(WATCH_S)
+        self._on_fault(EngineDied("vLLM's engine process has ended"))
+
+    async def _tell_pages(self) -> None:
+        async for change in self._backend.page_changes():
+            self._on_pages(change)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fault(error)
+
+    # What it is
+
+    @property
+    def _backend(self) -> Backend:
+        assert self._backend_or_none is not None, "start has not returned"
+        return self._backend_or_none
+
+    @property
+    def _facts(self) -> Facts:
+        return self._backend.facts
+
+    @property
+    def capabilities(self) -> Capabilities:
+        facts = self._facts
+        phases: tuple[Phase, ...] = ("aggregated",)
+        if facts.has_connector:
+            phases = ("aggregated", "prefill", "decode")
+        return Capabilities(
+            phases=frozenset(phases),
+            context_tokens_max=facts.context_tokens_max,
+            kv_pages_total=facts.blocks * facts.block_tokens // PAGE_TOKENS,
+            kv_bytes_per_token=facts.kv_bytes_per_token,
+        )
+
+    def model_card(self) -> ModelCard:
+        return self._facts.card
+
+    @property
+    def watermark(self) -> int:
+        return self._backend.stats.steps
+
+    @property
+    def running(self) -> int:
+        if self._paused:
+            return 0
+        return sum(len(r.choices) for r in self._jobs.values() if not r.parked)
+
+    @property
+    def free_pages(self) -> int:
+        return self.capabilities.kv_pages_total - self._pages_used()
+
+    def _pages_used(self) -> int:
+        if not any(running.choices for running in self._jobs.values()):
+            return sum(running.held_pages for running in self._jobs.values())
+        facts = self._facts
+        blocks = math.ceil(self._backend.stats.kv_usage * facts.blocks)
+        return blocks * facts.block_tokens // PAGE_TOKENS
+
+    def load(self) -> EngineLoad:
+        facts, stats = self._facts, self._backend.stats
+        inside = sum(len(r.choices) for r in self._jobs.values())
+        sequences = sum(r.sequences for r in self._jobs.values())
+        running = min(stats.running, inside)
+        queued = self._queued_tokens()
+        step_ms = stats.step_ms
+        return EngineLoad(
+            running=running,
+            waiting=sequences - running,
+            queued_tokens=queued,
+            kv_pages_used=self._pages_used(),
+            kv_pages_total=self.capabilities.kv_pages_total,
+            seqs_max=facts.seqs_max,
+            watermark=stats.steps,
+            prefix_hit_tokens=stats.prefix_hit_tokens,
+            prompt_tokens=stats.prompt_tokens,
+            predicted_step_ms=step_ms,
+            predicted_wait_ms=math.ceil(queued / facts.step_tokens_max) * step_ms,
+            capacity_tokens_per_s=facts.seqs_max / step_ms * 1e3 if step_ms else 0.0,
+        )
+
+    def _queued_tokens(self) -> int:
+        """Prompt tokens of sequences without a token; what is computed of them does not show."""
+        return sum(
+            len(choice.task.prompt)
+            for running in self._jobs.values()
+            for choice in (*running.choices.values(), *running.siblings)
+            if not choice.started
+        )
+
+    # Jobs
+
+    def submit(self, job: Job) -> None:
+        assert job.key not in self._jobs, "one key is in use once"
+        facts = self._facts
+        if job.phase not in self.capabilities.phases:
+            raise EngineRefused("unsupported", f"{job.phase} without a KV connector")
+        if max(job.prompt) >= facts.vocabulary_size:
+            raise EngineRefused("unsupported", "token ids outside the vocabulary")
+        room = facts.context_tokens_max - len(job.prompt)
+        if room < 1:
+            raise EngineRefused("too_long", f"{len(job.prompt)} prompt tokens")
+        if job.phase == "prefill":
+            self._enter_prefill(job)
+        else:
+            self._enter_choices(job, room)
+
+    def _enter_prefill(self, job: Job) -> None:
+        choice = prefill(job, self._name(job, "kv"), self._exchange.prefill_params(job))
+        running = self._jobs[job.key] = Running(job)
+        self._enter(running, choice)
+
+    def _enter_choices(self, job: Job, room: int) -> None:
+        running = Running(job)
+        for number in job.open_choices:
+            text = self._backend.text(job.prompt, job.sampling)
+            name = self._name(job, str(number))
+            choice, finish = begin(job, number, name, text, room, self._facts.card.eos_token_ids)
+            if finish is None:
+                running.siblings.append(choice)
+            else:  # complete from the start: the end is all that is left to say
+                self._write(job.key, choice, [], "", None, finish, 0)
+        if not running.siblings:
+            return
+        self._jobs[job.key] = running
+        if job.kv is None:
+            self._enter_siblings(running)
+        else:
+            running.parked = True
+            first = running.siblings.pop(0)
+            first.task = replace(first.task, kv=self._exchange.decode_params(job, job.kv))
+            self._enter(running, first)
+
+    def _name(self, job: Job, what: str) -> str:
+        """A name of its own for every sequence: the same job may come again after an abort."""
+        self._serial += 1
+        return f"{job.request_id}/{job.attempt}/{what}/{self._serial}"
+
+    def _enter_siblings(self, running: Running) -> None:
+        siblings, running.siblings = running.siblings, []
+        for choice in siblings:
+            self._enter(running, choice)
+
+    def _enter(self, running: Running, choice: Choice) -> None:
+        running.choices[choice.number] = choice
+        self._spawn(self._follow(running, choice))
+
+    async def _follow(self, running: Running, choice: Choice) -> None:
+        """Everything that vLLM says of one sequence, to its end."""
+        try:
+            async for output in self._backend.generate(choice.task):
+                if self._jobs.get(running.job.key) is running and not choice.ended:
+                    self._take(running, choice, output)
+        except BadSequence as error:
+            if self._jobs.get(running.job.key) is running:
+                self._fail(running, str(error))
+        except EngineDied:
+            pass  # the watch says so, once
+
+    # What comes out
+
+    def _take(self, running: Running, choice: Choice, output: Output) -> None:
+        choice.started = True
+        key = running.job.key
+        if output.finish in {"error", "abort"}:
+            self._on_lost(running, output.finish)
+        elif running.job.phase == "prefill":
+            self._on_prefilled(running, choice, output)
+        else:
+            if running.parked:
+                self._on_arrived(running)
+            self._on_tokens(key, running, choice, output)
+
+    def _on_lost(self, running: Running, how: str) -> None:
+        """It ended inside vLLM: the KV could not be loaded, or somebody aborted it in there."""
+        if running.job.kv is not None and running.parked:
+            self.abort(running.job.key)
+            self._report(KvFailed(running.job.key, how))
+        else:
+            self._fail(running, f"vLLM ended it: {how}")
+
+    def _on_arrived(self, running: Running) -> None:
+        """The first token proves it: the KV is here, and the other choices find it in the cache."""
+        running.parked = False
+        assert running.job.kv is not None
+        if not self._exchange.tells_arrival:
+            self._report(KvArrived(running.job.key, running.job.kv.bytes_total))
+        self._enter_siblings(running)
+
+    def _on_prefilled(self, running: Running, choice: Choice, output: Output) -> None:
+        if output.finish is None:
+            return
+        job, tokens = running.job, len(choice.task.prompt)
+        running.choices.clear()
+        running.held_pages = pages_for(tokens)
+        self._report(
+            Prefilled(
+                key=job.key,
+                tokens=tokens,
+                pages=running.held_pages,
+                bytes_total=tokens * self._facts.kv_bytes_per_token,
+                cached_tokens=output.cached_tokens,
+                params=self._exchange.offer_params(job, output.kv),
+            )
+        )
+
+    def _on_tokens(self, key: JobKey, running: Running, choice: Choice, output: Output) -> None:
+        assert choice.text is not None
+        ids: list[int] = []
+        finish = finish_of(output)
+        for token_id in output.token_ids:
+            ids.append(token_id)
+            is_last = len(ids) == len(output.token_ids)
+            ends = is_last and finish is not None and finish[0] == "stop"
+            stop = choice.text.take(token_id, is_stop=ends)
+            if stop is not None:
+                if output.finish is None:  # vLLM does not know it, and has perhaps gone on
+                    self._want_no_more(choice)
+                finish = ("stop", stop)
+                break
+        extra = None
+        if output.logprobs is not None and ids:
+            extra = {"logprobs": list(output.logprobs[: len(ids)])}
+        text = choice.text.read(finished=finish is not None)
+        self._write(key, choice, ids, text, extra, finish, output.cached_tokens)
+        if finish is not None:
+            choice.ended = True
+            del running.choices[choice.number]
+            if not running.sequences:
+                del self._jobs[key]
+
+    def _write(
+        self,
+        key: JobKey,
+        choice: Choice,
+        ids: list[int],
+        text: str,
+        extra: dict[str, Any] | None,
+        finish: Finish | None,
+        cached_tokens: int,
+    ) -> None:
+        if not ids and not text and finish is None:
+            return
+        first_index = choice.index
+        choice.index += len(ids)
+        end = None if finish is None else [*finish, cached_tokens]
+        self._entries.append((*key, choice.number, first_index, ids, text, extra, end))
+        self._flush_soon()
+
+    def _fail(self, running: Running, detail: str) -> None:
+        self.abort(running.job.key)
+        self._report(JobFailed(running.job.key, detail))
+
+    def _report(self, event: EngineEvent) -> None:
+        self._events.append(event)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        if unwanted := self._unwanted:
+            self._unwanted = []
+            self._spawn(self._backend.abort(unwanted))
+        entries, self._entries = self._entries, []
+        events, self._events = self._events, []
+        if self._sink is None or not (entries or events):
+            return
+        # The KV of a job arrived before its first token.
+        arrivals: list[EngineEvent] = [e for e in events if isinstance(e, KvArrived)]
+        if arrivals:
+            self._sink([], arrivals)
+        self._sink(entries, [e for e in events if not isinstance(e, KvArrived)])
+
+    # An end before the end
+
+    def abort(self, key: JobKey) -> None:
+        running = self._jobs.pop(key, None)
+        if running is None:
+            return
+        for choice in running.choices.values():
+            self._want_no_more(choice)
+        # What it wrote in a step that nobody has seen yet is nobody's any more.
+        self._entries = [e for e in self._entries if (e[0], e[1]) != key]
+        self._events = [e for e in self._events if e.key != key]
+        if running.held_pages:
+            self._exchange.release(key)
+
+    def _want_no_more(self, choice: Choice) -> None:
+        """Tell vLLM in the next turn, with all others: by then it knows the sequence."""
+        choice.ended = True
+        self._unwanted.append(choice.task.name)
+        self._flush_soon()
+
+    # KV that comes and goes
+
+    def kv_arrived(self, key: JobKey) -> None:
+        """Nothing to do: vLLM's connectors pull."""
+
+    def send_kv(self, key: JobKey, peer: str) -> None:
+        if key in self._jobs:
+            self._exchange.send_kv(key, peer)
+
+    def stop_sending(self, key: JobKey) -> None:
+        if key in self._jobs:
+            self._exchange.stop_sending(key)
+
+    def release(self, key: JobKey) -> None:
+        self.abort(key)
+
+    # Control
+
+    async def pause(self, *, keep: bool = True) -> None:
+        """Make no more steps until ``resume``; what runs is frozen, or (not ``keep``) lost."""
+        await self._backend.pause(keep=keep)
+        self._paused = True
+
+    async def resume(self) -> None:
+        """Go on after ``pause``."""
+        await self._backend.resume()
+        self._paused = False
+
+    async def sleep(self, level: int = 1) -> None:
+        """Give the GPU's memory back; what runs is lost. 1 keeps the weights on the host."""
+        await self._backend.sleep(level)
+        self._paused = True
+
+    async def wake(self) -> None:
+        """Undo ``sleep``."""
+        await self._backend.wake()
+        self._paused = False
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget cached pages; False when some are in use."""
+        return await self._backend.reset_prefix_cache()

@@ -1,0 +1,121 @@
+"""A job as vLLM's sequences: what each choice is told, and whether it is complete already. Pure."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Final
+
+from components.worker.engine import Job
+from components.worker.vllm.backend import KvParams, Output, SequenceTask, Text
+from schemas.body import SamplingParameters
+
+#: The one token that a prefill costs in vLLM; nobody sees it.
+PREFILL: Final = SamplingParameters(max_tokens=1, temperature=0.0, ignore_eos=True)
+#: Seeds of continuations lie this far apart: the random numbers before the seam are not used again.
+SEED_STRIDE: Final = 1_000_003
+SEED_MASK: Final = (1 << 63) - 1
+
+#: (reason, stop reason), as in ``schemas.frames``.
+Finish = tuple[str, str | int | None]
+
+
+@dataclass(eq=False, slots=True)
+class Choice:
+    """One sequence. ``index`` is that of its next id, over all attempts."""
+
+    number: int
+    task: SequenceTask
+    text: Text | None
+    index: int
+    started: bool = False
+    ended: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Running:
+    """A job inside the engine. ``siblings`` wait until the first choice has its KV."""
+
+    job: Job
+    choices: dict[int, Choice] = field(default_factory=dict)
+    siblings: list[Choice] = field(default_factory=list)
+    held_pages: int = 0
+    #: Its KV has not arrived yet: no step moves it on.
+    parked: bool = False
+
+    @property
+    def sequences(self) -> int:
+        return len(self.choices) + len(self.siblings)
+
+
+def prefill(job: Job, name: str, kv: KvParams) -> Choice:
+    """The sequence that computes what is handed over."""
+    emitted = job.emitted.get(0) if job.sampling.n == 1 else None
+    prompt = [*job.prompt, *(emitted.token_ids if emitted else ())]
+    task = SequenceTask(name, prompt, PREFILL, 1, 0, cache_salt=salt_of(job), kv=kv)
+    return Choice(0, task, None, 0)
+
+
+def begin(
+    job: Job, number: int, name: str, text: Text, room: int, end_ids: Collection[int]
+) -> tuple[Choice, Finish | None]:
+    """A choice as it stands after what it has emitted, and its end if those ids have reached it.
+
+    ``room`` is what the context leaves for output; the first of ``end_ids`` is the tokenizer's own.
+    """
+    sampling, emitted = job.sampling, job.emitted.get(number)
+    ids = list(emitted.token_ids) if emitted else []
+    stop = None
+    for place, token_id in enumerate(ids):
+        is_stop = _is_stop(sampling, token_id, place + 1, end_ids)
+        stop = text.take(token_id, is_stop=is_stop) or stop
+    text.read()  # it was said
+    tokens_max = min(sampling.max_tokens, room)
+    task = SequenceTask(
+        name,
+        [*job.prompt, *ids],
+        sampling,
+        max_tokens=tokens_max - len(ids),
+        min_tokens=max(0, sampling.min_tokens - len(ids)),
+        seed=_seed(sampling.seed, number, len(ids)),
+        emitted=ids,
+        cache_salt=salt_of(job),
+    )
+    choice = Choice(number, task, text, len(ids))
+    if stop is not None:
+        return choice, ("stop", stop)
+    if ids and _is_stop(sampling, ids[-1], len(ids), end_ids):
+        goes_without_saying = ids[-1] == next(iter(end_ids), None)
+        return choice, ("stop", None if goes_without_saying else ids[-1])
+    return choice, ("length", None) if len(ids) >= tokens_max else None
+
+
+def _is_stop(
+    sampling: SamplingParameters, token_id: int, tokens: int, end_ids: Collection[int]
+) -> bool:
+    """Whether this id ends a choice when it comes as the last of so many."""
+    if tokens <= sampling.min_tokens:
+        return False
+    ends = not sampling.ignore_eos and token_id in end_ids
+    return ends or token_id in sampling.stop_token_ids
+
+
+def _seed(seed: int | None, number: int, index: int) -> int | None:
+    """Each choice has its own, as in vLLM; a continuation goes on with other random numbers."""
+    return None if seed is None else (seed + number + SEED_STRIDE * index) & SEED_MASK
+
+
+def salt_of(job: Job) -> str | None:
+    """The name of the prompt's first page: equal for equal beginnings of one tenant.
+
+    So the cache is shared as far as page hashes say, and no tenant finds another's blocks. A
+    prompt without a full page has nothing to share.
+    """
+    return f"{job.page_hashes[0]:016x}" if job.page_hashes else None
+
+
+def finish_of(output: Output) -> Finish | None:
+    """OpenAI's reason, and which id it was."""
+    if output.finish is None:
+        return None
+    if output.finish == "length":
+        return "length", None
+    return "stop", output.stop_token_id
