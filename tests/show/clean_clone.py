@@ -43,7 +43,9 @@ async def _run(cwd: Path | None, *command: str, environment: dict[str, str] | No
 
 
 def _environment(fault: str | None) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SWITCHYARD_")}
+    # A `make` inside a `make` says on standard output which folder it enters.
+    dropped = ("SWITCHYARD_", "MAKE", "MFLAGS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     return kept | ({"PYTHONPATH": str(PLANTED), "PLANTED_FAULT": fault} if fault else {})
 
 
@@ -78,15 +80,18 @@ async def _up_once(clone: Path, curl: str, fault: str | None) -> tuple[float, in
         start_new_session=True,
     )
     assert up.stdout is not None
+    line = b""
     try:
         line = await _within(180, up.stdout.readline(), "`make up` did not say ready")
         ready_s = time.monotonic() - began
         if not line.startswith(b"ready "):
-            raise Void("it never said ready")
+            raise Void(f"its first line is not ready but {line[:80]!r}")
         here = curl.replace("http://127.0.0.1:8000", line.split()[1].decode())
         out = await _within(60, _run(clone, "sh", "-c", here), "the curl did not end")
         return ready_s, out.count("data: {") if "data: [DONE]" in out else 0
     finally:
+        if not line.startswith(b"ready "):
+            os.killpg(up.pid, signal.SIGKILL)  # it may be anywhere on its way
         with contextlib.suppress(ProcessLookupError):
             os.killpg(up.pid, signal.SIGINT)
         # `make` goes at once; what it started drains, and says on its page when it is done.

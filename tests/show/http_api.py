@@ -227,45 +227,62 @@ async def _peak_of(process: psutil.Process) -> AsyncIterator[list[int]]:
         task.cancel()
 
 
+class _Client(asyncio.Protocol):
+    """One connection. What was answered is kept, even when the connection is then reset."""
+
+    def __init__(self) -> None:
+        self.answer = b""
+        self.changed = asyncio.Event()
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.closed = False
+
+    def data_received(self, data: bytes) -> None:
+        self.answer += data
+        self.changed.set()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.changed.set()
+        self.writable.set()
+
+
 async def _send(port: int, bad: Bad) -> str:
     """Send raw bytes; returns what is wrong with the answer, or nothing."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
+    loop = asyncio.get_running_loop()
+    transport, client = await loop.create_connection(_Client, "127.0.0.1", port)
+    sending = asyncio.create_task(_write(transport, client, bad))
     try:
-        answer = await asyncio.wait_for(_exchange(reader, writer, bad), HANG_S)
+        async with asyncio.timeout(HANG_S):
+            while not (client.closed or _complete(client.answer)):
+                client.changed.clear()
+                await client.changed.wait()
     except TimeoutError:
         return f"no answer within {HANG_S:.0f} s"
     finally:
-        writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
+        sending.cancel()
+        transport.abort()
+    head, _, body = client.answer.partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
     if status != bad.status:
         return f"{status} where {bad.status} belongs: {body[:120]!r}"
     return "" if status == 200 else _shape(body)
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, bad: Bad) -> bytes:
-    async def send() -> None:
-        # The gateway may hang up in the middle: that is an answer, not a problem.
-        with contextlib.suppress(ConnectionError):
-            for part in bad.parts:
-                writer.write(part)
-            chunk, times = bad.repeat or (b"", 0)
-            for _ in range(times):
-                writer.write(chunk)
-                await writer.drain()
-
-    sending = asyncio.create_task(send())
-    answer = b""
-    try:
-        while not _complete(answer):
-            data = await reader.read(65536)
-            if not data:
-                break
-            answer += data
-    except ConnectionError:
-        pass
-    sending.cancel()
-    return answer
+async def _write(transport: asyncio.WriteTransport, client: _Client, bad: Bad) -> None:
+    """All of it, unless the gateway hangs up in the middle: that is an answer, not a problem."""
+    chunk, times = bad.repeat or (b"", 0)
+    for part in (*bad.parts, *(chunk for _ in range(times))):
+        if client.closed:
+            return
+        transport.write(part)
+        await client.writable.wait()
 
 
 def _complete(answer: bytes) -> bool:
