@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import socket
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -227,62 +229,43 @@ async def _peak_of(process: psutil.Process) -> AsyncIterator[list[int]]:
         task.cancel()
 
 
-class _Client(asyncio.Protocol):
-    """One connection. What was answered is kept, even when the connection is then reset."""
-
-    def __init__(self) -> None:
-        self.answer = b""
-        self.changed = asyncio.Event()
-        self.writable = asyncio.Event()
-        self.writable.set()
-        self.closed = False
-
-    def data_received(self, data: bytes) -> None:
-        self.answer += data
-        self.changed.set()
-
-    def pause_writing(self) -> None:
-        self.writable.clear()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
-        self.changed.set()
-        self.writable.set()
-
-
 async def _send(port: int, bad: Bad) -> str:
     """Send raw bytes; returns what is wrong with the answer, or nothing."""
-    loop = asyncio.get_running_loop()
-    transport, client = await loop.create_connection(_Client, "127.0.0.1", port)
-    sending = asyncio.create_task(_write(transport, client, bad))
     try:
-        async with asyncio.timeout(HANG_S):
-            while not (client.closed or _complete(client.answer)):
-                client.changed.clear()
-                await client.changed.wait()
+        answer = await asyncio.to_thread(_exchange, port, bad)
     except TimeoutError:
         return f"no answer within {HANG_S:.0f} s"
-    finally:
-        sending.cancel()
-        transport.abort()
-    head, _, body = client.answer.partition(b"\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
     if status != bad.status:
         return f"{status} where {bad.status} belongs: {body[:120]!r}"
     return "" if status == 200 else _shape(body)
 
 
-async def _write(transport: asyncio.WriteTransport, client: _Client, bad: Bad) -> None:
+def _exchange(port: int, bad: Bad) -> bytes:
+    """Write and read at the same time, on plain sockets.
+
+    What has arrived can still be read after a reset; asyncio's transports throw it away.
+    """
+    with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
+        sender = threading.Thread(target=_write, args=(connection, bad), daemon=True)
+        sender.start()
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while not _complete(answer) and (data := connection.recv(65536)):
+                answer += data
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+        sender.join(HANG_S)
+        return answer
+
+
+def _write(connection: socket.socket, bad: Bad) -> None:
     """All of it, unless the gateway hangs up in the middle: that is an answer, not a problem."""
     chunk, times = bad.repeat or (b"", 0)
-    for part in (*bad.parts, *(chunk for _ in range(times))):
-        if client.closed:
-            return
-        transport.write(part)
-        await client.writable.wait()
+    with contextlib.suppress(OSError):
+        for part in (*bad.parts, *(chunk for _ in range(times))):
+            connection.sendall(part)
 
 
 def _complete(answer: bytes) -> bool:
