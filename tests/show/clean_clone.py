@@ -121,7 +121,9 @@ async def tests_twice(run: Run) -> Figure:
             )
             out, _ = await done.communicate()
             summaries = re.findall(r"^=+ (.* in .*?) =+$", out.decode(), re.MULTILINE)
-            closing.append((done.returncode, summaries[-1] if summaries else "no closing line"))
+            failed = re.findall(r"^FAILED (\S+)", out.decode(), re.MULTILINE)
+            line = summaries[-1] if summaries else "no closing line"
+            closing.append((done.returncode, "; ".join([line, *failed[:3]])))
     text = "; ".join(f"exit {code}: {line}" for code, line in closing)
     holds = all(code == 0 and re.search(r"\d+ passed", line) for code, line in closing)
     return Figure(text, holds)
