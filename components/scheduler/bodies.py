@@ -33,6 +33,3 @@ class Bodies:
         known = self._held.pop(request_id, None)
         if known:
             self._bytes -= len(known[1])
-
-    def __len__(self) -> int:
-        return len(self._held)

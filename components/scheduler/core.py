@@ -164,7 +164,6 @@ class SchedulerCore:
         self._forget(entry)
         if len(self.tombstones) >= self.settings.tombstones_max:
             del self.tombstones[next(iter(self.tombstones))]
-        # One window may still hold a higher attempt than the card's.
         self.tombstones[entry.card.request_id] = (entry.card.attempt, now_s)
 
     def _requeue(self, entry: Entry, now_s: float) -> list[Outcome]:

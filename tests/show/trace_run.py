@@ -13,7 +13,7 @@ from components.replay.recording import Recording
 from components.simulator.two_phase import Fleet as Modelled
 from components.simulator.two_phase import predict
 from schemas.request import RequestEvent, RequestEventsBatched
-from tests.show.fleet import REPOSITORY, SWITCHYARD, Fleet, until
+from tests.show.fleet import REPOSITORY, SWITCHYARD, Fleet
 from tests.show.proof import Figure, Run, Void
 
 TRACE = REPOSITORY / "tests" / "data" / "azure_conv_slice.csv.gz"
@@ -41,7 +41,7 @@ class TraceRun:
     recording: Recording
 
 
-_done: dict[tuple[str | None, bool], "asyncio.Future[TraceRun] | TraceRun"] = {}
+_done: dict[tuple[str | None, bool], TraceRun] = {}
 
 
 async def trace_run(run: Run) -> TraceRun:
@@ -49,9 +49,7 @@ async def trace_run(run: Run) -> TraceRun:
     key = (run.fault, run.quick)
     if key not in _done:
         _done[key] = await _play(run)
-    found = _done[key]
-    assert isinstance(found, TraceRun)
-    return found
+    return _done[key]
 
 
 async def _play(run: Run) -> TraceRun:
@@ -143,20 +141,3 @@ def _events(decoded: list[Decoded]) -> list[tuple[RequestEvent, str]]:
         if isinstance(d.message, RequestEventsBatched)
         for event in d.message.events
     ]
-
-
-async def wait_for_steps(fleet: Fleet, request_ids: set[str], step: str) -> None:
-    """Until REQUESTS holds ``step`` of each request."""
-    seen: set[str] = set()
-
-    async def look() -> None:
-        for event, _ in _events(await fleet.history("REQUESTS")):
-            if event.step == step:
-                seen.add(event.request_id)
-
-    for _ in range(50):
-        await look()
-        if request_ids <= seen:
-            return
-        await asyncio.sleep(0.2)
-    await until(lambda: request_ids <= seen, 0.1, f"{step} is not in REQUESTS")

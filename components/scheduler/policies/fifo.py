@@ -35,6 +35,3 @@ class Fifo:
 
     def __len__(self) -> int:
         return len(self._resumed) + len(self._fresh)
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._resumed or request_id in self._fresh
