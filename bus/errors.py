@@ -39,3 +39,7 @@ class ServerFailed(BusError):
 
 class StreamUnavailable(BusError):
     """The stream does not exist or JetStream does not answer: go on without history."""
+
+
+class RecordChanged(BusError):
+    """Somebody else changed the record meanwhile: read it again, decide again."""

@@ -10,7 +10,6 @@ batch at a time. Where a stream has dropped messages before they were read, ``on
 """
 
 import asyncio
-import contextlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -27,17 +26,14 @@ from nats.errors import Error as NatsError
 from bus import codec, keys
 from bus.endpoint import INBOX, log, server_urls
 from bus.errors import NotConnected, StreamUnavailable
+from bus.jetstream import Questions
 from bus.permissions import stream_info
 from bus.subjects import PREFIX
 
 #: One batch ends at whichever comes first (but holds at least one message, of up to 8 MB).
 BATCH_MESSAGES_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 1024 * 1024
-#: How long the server may be silent within one answer.
-SILENCE_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 10.0
-#: How an answer may end: a single one, the end of a batch, nothing (more) found.
-_ENDS: Final = ("", "204", "404")
 POLL_MIN_S: Final = 0.01
 POLL_MAX_S: Final = 0.2
 
@@ -95,9 +91,7 @@ class History:
         self._inbox = f"{self._inbox_prefix}.{secrets.token_hex(6)}"
         self._on_gap = on_gap or _log_gap
         self._client = Client()
-        self._asked = 0
-        self._answer: _Answer | None = None
-        self._one_at_a_time = asyncio.Lock()
+        self._questions = Questions(self._client, self._inbox)
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -128,12 +122,13 @@ class History:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await client.connect(self._urls, **options)
-                await client.subscribe(f"{self._inbox}.*", cb=self._arrived)
+                questions = Questions(client, self._inbox)
+                await questions.listen()
         except (TimeoutError, NatsError) as error:
             why = client.last_error or error
             await client.close()
             raise NotConnected(f"no history at {', '.join(self._urls)}: {why}") from error
-        self._client = client
+        self._client, self._questions = client, questions
 
     async def close(self) -> None:
         """Disconnect; harmless twice."""
@@ -142,7 +137,7 @@ class History:
 
     async def state(self, stream: str) -> StreamState:
         """What ``stream`` holds now."""
-        answers = await self._ask(stream, stream_info(stream), b"", one=True)
+        answers = await self._questions.ask(stream, stream_info(stream), b"", one=True)
         values = json.loads(answers[0].data) if answers else {"error": {}}
         if "error" in values:
             raise StreamUnavailable(f"{stream}: {values['error'].get('description')}")
@@ -206,34 +201,12 @@ class History:
         }
         if subject is not None:
             wanted["next_by_subj"] = self._prefix + subject.removeprefix(PREFIX)
-        address = f"$JS.API.DIRECT.GET.{stream}"
-        messages = await self._ask(stream, address, json.dumps(wanted).encode(), one=False)
+        address, question = f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode()
+        messages = await self._questions.ask(stream, address, question, one=False)
         batch = [self._stored(m) for m in messages]
         if not batch or batch[0].seq > start_seq:
             await self._report_gap(stream, start_seq)
         return batch
-
-    async def _ask(self, stream: str, subject: str, question: bytes, *, one: bool) -> list[Msg]:
-        """``one`` answer, or all up to the status that ends a batch."""
-        # Not nats-py's request(): its wait_for can lose a cancellation (before Python 3.12).
-        async with self._one_at_a_time:
-            self._asked += 1
-            self._answer = answer = _Answer(f"{self._inbox}.{self._asked:x}", one=one)
-            try:
-                await self._client.publish(subject, question, answer.address)
-                await answer.complete(SILENCE_S)
-            except (NatsError, TimeoutError) as error:
-                raise StreamUnavailable(f"{stream}: {type(error).__name__}") from error
-            finally:
-                self._answer = None
-        if answer.status not in _ENDS:
-            raise StreamUnavailable(f"{stream}: status {answer.status}")
-        return answer.messages
-
-    async def _arrived(self, message: Msg) -> None:
-        answer = self._answer
-        if answer is not None and message.subject == answer.address:
-            answer.take(message)
 
     def _stored(self, message: Msg) -> Stored:
         headers = message.headers or {}
@@ -250,35 +223,6 @@ class History:
         first_seq = (await self.state(stream)).first_seq
         if first_seq > wanted_seq:
             self._on_gap(Gap(stream, wanted_seq, first_seq - 1))
-
-
-class _Answer:
-    """What has arrived of one answer."""
-
-    def __init__(self, address: str, *, one: bool) -> None:
-        self.address = address
-        self.messages: list[Msg] = []
-        self.status = ""
-        self._one = one
-        self._ended = asyncio.Event()
-
-    def take(self, message: Msg) -> None:
-        self.status = (message.headers or {}).get("Status", "")
-        if not self.status:
-            self.messages.append(message)
-        if self.status or self._one:
-            self._ended.set()
-
-    async def complete(self, silence_s: float) -> None:
-        """Return at the end of the answer; raises ``TimeoutError`` when nothing more comes."""
-        seen = -1
-        while not self._ended.is_set():
-            if len(self.messages) == seen:
-                raise TimeoutError
-            seen = len(self.messages)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(silence_s):
-                    await self._ended.wait()
 
 
 def _log_gap(gap: Gap) -> None:

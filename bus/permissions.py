@@ -119,6 +119,7 @@ _RECORDS: Final = tuple(
     for subject in (
         f"$KV.{bucket.name}.>",
         f"$JS.API.STREAM.INFO.{bucket.stream}",
+        f"$JS.API.DIRECT.GET.{bucket.stream}",
         f"$JS.API.DIRECT.GET.{bucket.stream}.>",
     )
 )

@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bus.endpoint import log
 from bus.errors import ServerFailed
 from bus.server_config import ServerLimits, User, server_config
 from bus.subjects import PREFIX
@@ -54,7 +53,7 @@ def find_binary() -> Path:
 
 
 class NatsServer:
-    """One supervised nats-server with its data, configuration and log under ``data_dir``.
+    """One nats-server with its data, configuration and log under ``data_dir``.
 
     ``users`` are ``(component or role, instance, public nkey)``; without any, everyone on this
     machine may do everything. ``port`` 0 takes a free one at the first start and keeps it.
@@ -143,23 +142,6 @@ class NatsServer:
         while (code := process.poll()) is None:  # noqa: ASYNC110  (no thread that outlives a cancel)
             await asyncio.sleep(0.05)
         return code
-
-    async def supervise(self, on_restart: Callable[[int], None] | None = None) -> None:
-        """Run for ever: start it again whenever it ends (tell ``on_restart`` the exit code)."""
-        pause_s = 0.1
-        while True:
-            code = await self.wait()
-            log.warning("nats-server ended with %d; starting it again", code)
-            if on_restart is not None:
-                on_restart(code)
-            started_s = time.monotonic()
-            try:
-                await self.start()
-                pause_s = 0.1
-            except ServerFailed as error:
-                log.error("nats-server: %s", error)
-                pause_s = min(pause_s * 2, 5.0)
-            await asyncio.sleep(max(0.0, pause_s - (time.monotonic() - started_s)))
 
     def set_users(self, users: Sequence[User]) -> None:
         """Change who may do what; a running server takes it over without a restart."""

@@ -155,6 +155,14 @@ def kv_pages_changed(engine: str) -> str:
     return _subject("evt.kv.pages_changed", engine)
 
 
+def show_pages(engine: str) -> str:
+    return _subject("ask.kv.show_pages", engine)
+
+
+def control_engine(engine: str) -> str:
+    return _subject("ask.engine.control", engine)
+
+
 # Who is there.
 
 
@@ -168,6 +176,14 @@ def fleet_joined(instance: str) -> str:
 
 def fleet_left(instance: str) -> str:
     return _subject("evt.fleet.left", instance)
+
+
+def fleet_registered(instance: str) -> str:
+    return _subject("evt.fleet.registered", instance)
+
+
+def fleet_expired(instance: str) -> str:
+    return _subject("evt.fleet.expired", instance)
 
 
 def show_fleet() -> str:

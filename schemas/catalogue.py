@@ -249,12 +249,28 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         (),
         sender_is="engine",
     ),
+    Entry(
+        engine.ShowPages,
+        "ask.kv.show_pages.{engine}",
+        ("router", "registry", "operator"),
+        ("worker",),
+        reader_is="engine",
+        reply=engine.ShowPagesReply,
+    ),
+    Entry(
+        engine.ControlEngine,
+        "ask.engine.control.{engine}",
+        ("operator",),
+        ("worker",),
+        reader_is="engine",
+        reply=engine.ControlEngineReply,
+    ),
     # Who is there.
     Entry(
         fleet.HeartbeatSent,
         "sig.heartbeat.sent.{component}.{instance}",
         ALL,
-        ("gateway", "scheduler", "router", "registry", "worker"),
+        ("gateway", "scheduler", "router", "registry", "worker", "bridge"),
         sender_is="instance",
     ),
     Entry(
@@ -268,6 +284,18 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         "evt.fleet.left.{instance}",
         ("registry",),
         (),
+    ),
+    Entry(
+        fleet.FleetRegistered,
+        "evt.fleet.registered.{instance}",
+        ("bridge",),
+        ("registry",),
+    ),
+    Entry(
+        fleet.FleetExpired,
+        "evt.fleet.expired.{instance}",
+        ("bridge",),
+        ("registry",),
     ),
     Entry(
         fleet.ShowFleet,

@@ -17,6 +17,7 @@ RefusalCode = Literal[
     "shutting_down",
     "engine_error",
     "cancelled",
+    "invalid_request",
 ]
 
 #: Why the router let a queued card wait. Shown by ``explain`` and on the queue's page.
@@ -48,6 +49,14 @@ Phase = Literal["aggregated", "prefill", "decode"]
 
 #: What an engine is for. An engine that is ``aggregated`` does both phases.
 Role = Literal["aggregated", "prefill", "decode"]
+
+#: What an engine does with the work it has.
+EngineActivity = Literal["running", "paused", "asleep"]
+
+#: What an operator may ask of an engine.
+EngineAction = Literal[
+    "pause", "resume", "sleep", "wake", "reset_prefix_cache", "drain", "accept", "set_role"
+]
 
 #: The life of a process.
 ProcessState = Literal["starting", "ready", "degraded", "draining", "stopped"]

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from schemas.codes import Role
+from schemas.codes import EngineAction, EngineActivity, Role
 from schemas.message import Message, Part
 
 
@@ -16,6 +16,23 @@ class Admitted(Part):
     dispatch_seq: int
 
 
+class StepTimeFit(Part):
+    """What an agent has learnt of its engine: one step takes, in ms,
+
+        base + per_token * tokens + per_seq * running + per_context_token * context
+
+    over ``tokens`` computed in the step, ``running`` sequences with ``context`` tokens in all.
+    ``error`` is the mean relative error over the last ``samples`` steps.
+    """
+
+    base_ms: float
+    per_token_ms: float
+    per_seq_ms: float
+    per_context_token_ms: float
+    samples: int = Field(ge=0)
+    error: float = Field(ge=0)
+
+
 class EngineLoadReported(Message):
     """A snapshot of one engine's load. Kept in ENGINE_STATE.
 
@@ -23,6 +40,7 @@ class EngineLoadReported(Message):
     ``kv_pages_*`` pages of 16 tokens, ``watermark`` engine steps since its start. ``admitted`` says
     which dispatches are in these figures; a reader adds its own later ones. ``leases`` counts
     handoffs that hold blocks. ``router_epoch_max`` is the highest router epoch the worker obeys.
+    An engine that is not ``running`` makes no steps, and is not to blame for it.
     """
 
     schema_id: ClassVar[str] = "engine.load_reported.v1"
@@ -49,6 +67,8 @@ class EngineLoadReported(Message):
     capacity_tokens_per_s: float = 0.0
     scheduling_mode: Literal["latency_optimized", "balanced", "throughput_optimized"] = "balanced"
     accepting: bool = True
+    activity: EngineActivity = "running"
+    step_fit: StepTimeFit | None = None
 
 
 class EngineStateReceived(Message):
@@ -90,3 +110,59 @@ class KvPagesChanged(Message):
     stored: bytes = b""
     removed: bytes = b""
     cleared: bool = False
+
+
+class ShowPages(Message):
+    """A reader of ``KvPagesChanged`` that missed some asks for the whole cache, from a place on."""
+
+    schema_id: ClassVar[str] = "kv.show_pages.v1"
+
+    offset: int = Field(default=0, ge=0)
+
+
+class ShowPagesReply(Message):
+    """Pages ``offset ..`` of ``total`` that the engine's prefix cache holds after ``change``.
+
+    ``pages`` and their ``parents`` are 8 bytes little-endian each, parents before children. A
+    ``change`` other than that of the first answer means that the cache went on: begin again.
+    """
+
+    schema_id: ClassVar[str] = "kv.show_pages_reply.v1"
+
+    engine: str
+    engine_epoch: int
+    change: int
+    total: int
+    offset: int
+    pages: bytes
+    parents: bytes
+
+
+class ControlEngine(Message):
+    """An operator wants something of an engine, or of its agent.
+
+    ``pause`` freezes what runs (``keep``) or aborts it; ``sleep`` gives memory back (level 1 keeps
+    the weights on the host, 2 drops them); ``drain`` takes nothing new, ``accept`` undoes it;
+    ``set_role`` waits for what runs, at most ``deadline_ms``, then changes the role.
+    """
+
+    schema_id: ClassVar[str] = "engine.control.v1"
+
+    action: EngineAction
+    keep: bool = True
+    level: Literal[1, 2] = 1
+    role: Role | None = None
+    deadline_ms: int = Field(default=30_000, ge=0, le=600_000)
+
+
+class ControlEngineReply(Message):
+    """How the engine stands now; ``done`` False says, with ``detail``, why it was not done."""
+
+    schema_id: ClassVar[str] = "engine.control_reply.v1"
+
+    engine: str
+    done: bool
+    detail: str = ""
+    role: Role
+    activity: EngineActivity
+    accepting: bool

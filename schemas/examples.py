@@ -14,12 +14,23 @@ from schemas.attempt import (
     StreamPosition,
 )
 from schemas.body import BodyPublished, FetchBody, FetchBodyReply
-from schemas.engine import Admitted, EngineLoadReported, EngineStateReceived, KvPagesChanged
+from schemas.engine import (
+    Admitted,
+    ControlEngine,
+    ControlEngineReply,
+    EngineLoadReported,
+    EngineStateReceived,
+    KvPagesChanged,
+    ShowPages,
+    ShowPagesReply,
+)
 from schemas.fleet import (
     EngineEntry,
     FleetEntry,
+    FleetExpired,
     FleetJoined,
     FleetLeft,
+    FleetRegistered,
     HeartbeatSent,
     ModelCard,
     ShowComponent,
@@ -278,6 +289,20 @@ _ALL: Final[tuple[Message, ...]] = (
         first_change=12,
         stored=bytes.fromhex("0f1e2d3c4b5a69788796a5b4c3d2e1f0"),
     ),
+    ShowPages(),
+    ShowPagesReply(
+        engine="prefill-0",
+        engine_epoch=1_795_000_000_400,
+        change=14,
+        total=2,
+        offset=0,
+        pages=bytes.fromhex("0f1e2d3c4b5a69788796a5b4c3d2e1f0"),
+        parents=bytes.fromhex("00000000000000000f1e2d3c4b5a6978"),
+    ),
+    ControlEngine(action="set_role", role="decode"),
+    ControlEngineReply(
+        engine="prefill-0", done=True, role="decode", activity="running", accepting=True
+    ),
     HEARTBEAT,
     FleetJoined(
         component="worker",
@@ -295,6 +320,14 @@ _ALL: Final[tuple[Message, ...]] = (
         lost=True,
         silent_ms=2_000,
     ),
+    FleetRegistered(
+        instance="10.0.0.5:20003",
+        role="prefill",
+        http_address="10.0.0.5:20003",
+        kv_address="10.0.0.5:21001",
+        ttl_ms=10_000,
+    ),
+    FleetExpired(instance="10.0.0.5:20003", role="prefill", silent_ms=10_250),
     ShowFleet(),
     ShowFleetReply(
         processes=(FleetEntry(heartbeat=HEARTBEAT, silent_ms=120, lost=False),),

@@ -1,6 +1,6 @@
 """Who is there: heartbeats, joins and leaves, and what one may ask a component."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,33 @@ class FleetLeft(Message):
     silent_ms: int = 0
 
 
+class FleetRegistered(Message):
+    """An engine outside Switchyard made itself known to a bridge, or stands in its settings.
+
+    ``instance`` is its HTTP address; ``kv_address`` where its KV connector listens. It is forgotten
+    ``ttl_ms`` after it was last heard; 0: never. Said again to a registry that starts anew.
+    """
+
+    schema_id: ClassVar[str] = "fleet.registered.v1"
+
+    instance: str
+    role: Role
+    http_address: str
+    kv_address: str = ""
+    by: Literal["ping", "static"] = "ping"
+    ttl_ms: int = Field(default=0, ge=0)
+
+
+class FleetExpired(Message):
+    """An engine outside Switchyard was not heard for its ``ttl_ms``. Kept in FLEET."""
+
+    schema_id: ClassVar[str] = "fleet.expired.v1"
+
+    instance: str
+    role: Role
+    silent_ms: int = Field(default=0, ge=0)
+
+
 class ShowComponent(Message):
     """What are you, and what have you counted? Asked of one instance, or of ``all``."""
 
@@ -102,12 +129,22 @@ class ShowFleet(Message):
 
 
 class ShowFleetReply(Message):
-    """Every process and engine that the registry has heard of."""
+    """Every process and engine that the registry has heard of.
+
+    ``registered`` are engines outside Switchyard that a bridge knows of.
+    """
 
     schema_id: ClassVar[str] = "fleet.show_reply.v1"
 
     processes: tuple[FleetEntry, ...]
     engines: tuple[EngineEntry, ...]
+    registered: tuple[FleetRegistered, ...] = ()
+
+
+#: ``tools`` and ``reasoning``: it has a parser for them. ``renders``: it renders chats itself.
+Feature = Literal[
+    "structured_outputs", "tools", "reasoning", "prompt_logprobs", "logit_bias", "min_p", "renders"
+]
 
 
 class ModelCard(Part):
@@ -126,6 +163,8 @@ class ModelCard(Part):
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     owned_by: str = "switchyard"
+    #: What the engine can do beyond plain text; see ``Feature``.
+    features: tuple[Feature, ...] = ()
 
 
 class ShowModel(Message):

@@ -19,8 +19,18 @@ An entry is one stream's step:
 | 6     | extra       | map or nil  | ``logprobs``, tool and reasoning deltas                     |
 | 7     | finish      | list or nil | ``[finish reason, stop reason or nil, cached tokens]``      |
 
-``extra["logprobs"]`` holds per id ``[[id, logprob, text] of the chosen token, then of the likeliest
-ones]``.
+``extra`` is nil or a map of
+
+| key             | value |
+| --------------- | --------- |
+| logprobs        | per id ``[[id, logprob, text] of the chosen token, then of the likeliest]`` |
+| prompt_logprobs | the same per prompt token (nil for the first), with a choice's first entry |
+| deltas          | what the engine's parsers made of these ids, in order; then ``text`` is raw |
+| opaque          | true: the ids only count, so the stream is not continued elsewhere |
+
+A delta is a map with any of ``content``, ``reasoning`` (texts) and ``tool_calls``, a list of
+``{index, id, type, function: {name, arguments}}``: ``id``, ``type`` and ``name`` come once,
+``arguments`` in pieces, as in OpenAI's streams.
 
 A high-water entry has no ids, no finish, and ``first_index`` = the next index the worker will use:
 it is sent for every live stream once a second, so that the loss of a tail is noticed.

@@ -15,6 +15,7 @@ class RequestCard(Part):
     continuation also says how many tokens the client already has (``emitted_tokens``, the sum over
     choices). ``page_hashes`` are 8 bytes little-endian per full 16-token page of the prompt, a
     chain salted by tenant. ``budget_ms`` is what was left of the deadline when this was sent.
+    ``whole``: one engine must compute prompt and answer (logprobs of the prompt cannot travel).
     """
 
     request_id: str = Field(min_length=1, max_length=64)
@@ -32,6 +33,7 @@ class RequestCard(Part):
     page_hashes: bytes = b""
     traceparent: str | None = None
     resume_ms: int = Field(default=0, ge=0)
+    whole: bool = False
 
 
 class ScheduleRequest(Message):

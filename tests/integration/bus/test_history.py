@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 
 from bus import history as history_module
-from bus import subjects
+from bus import jetstream, subjects
 from bus.errors import MalformedMessage, NotConnected, StreamUnavailable
 from bus.history import BATCH_MESSAGES_MAX, Gap, History, Stored, StreamState, decode_stored
 from bus.provision import provision
@@ -168,7 +168,7 @@ async def test_following_shows_what_comes(worker: Client, history: History) -> N
 async def test_following_survives_a_restart_and_a_memory_stream_that_begins_anew(
     yard: NatsInTest, worker: Client, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_module, "SILENCE_S", 0.2)
+    monkeypatch.setattr(jetstream, "SILENCE_S", 0.2)
     frames = subjects.frames("gateway-0", "decode-0")
     kept: list[Stored] = []
     tokens: list[Stored] = []
@@ -210,7 +210,7 @@ async def test_two_readers_of_one_connection_do_not_mix(worker: Client, history:
 async def test_a_stream_that_is_not_there_is_told(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history_module, "SILENCE_S", 0.1)
+    monkeypatch.setattr(jetstream, "SILENCE_S", 0.1)
     with pytest.raises(StreamUnavailable):
         await history.last_seq("NOTHING")
 

@@ -1,0 +1,168 @@
+"""Records in key-value buckets, changed by compare-and-set on their revision.
+
+A record is a small value under a raw name, in one of ``bus.streams.BUCKETS``. Every change names
+the revision that it was decided on (0: there is none yet), so of two that change the same record
+one is told ``RecordChanged``, whatever happens to processes in between. Buckets hold what shall be
+known for long; who lives is not kept here, so that a JetStream election kills nobody.
+
+    async with Records(url, key_file, source="registry-0") as records:
+        record = await records.get("nodes", "node-1")
+        await records.put("nodes", "node-1", value, revision=record.revision if record else 0)
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from bus import keys
+from bus.endpoint import INBOX, server_urls
+from bus.errors import NotConnected, RecordChanged, StreamUnavailable
+from bus.jetstream import Questions
+from bus.names import decode_name, encode_name
+from bus.streams import BUCKETS
+
+_BY_NAME: Final = {bucket.name: bucket for bucket in BUCKETS}
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_OPERATION: Final = "KV-Operation"
+#: What a record that was deleted leaves behind.
+_DELETED: Final = ("DEL", "PURGE")
+#: JetStream's code for "wrong last sequence".
+_WRONG_SEQUENCE: Final = 10071
+_CONNECT_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One value as it stood when it was read. ``revision`` rises with each change of the bucket."""
+
+    name: str
+    value: bytes
+    revision: int
+
+
+class Records:
+    """All buckets over one connection. Raises ``StreamUnavailable`` when JetStream is away."""
+
+    def __init__(self, url: str, key_file: Path | None = None, *, source: str) -> None:
+        """``source`` names whose permissions, and so whose inbox, are used."""
+        self._urls = server_urls(url)
+        self._key_file = key_file
+        self._inbox_prefix = INBOX + encode_name(source)
+        self._inbox = f"{self._inbox_prefix}.records-{secrets.token_hex(6)}"
+        self._client = Client()
+        self._questions = Questions(self._client, self._inbox)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Return once connected; raises ``NotConnected``."""
+        options: dict[str, Any] = {
+            "name": "records",
+            "inbox_prefix": self._inbox_prefix,
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "allow_reconnect": True,
+            "reconnect_time_wait": 0.2,
+            "max_reconnect_attempts": -1,
+            "ping_interval": 1,
+            "error_cb": _quiet,
+        }
+        if self._key_file is not None:
+            keys.load(self._key_file)
+            options["nkeys_seed"] = str(self._key_file)
+        try:
+            await self._client.connect(self._urls, **options)
+            await self._questions.listen()
+        except (TimeoutError, OSError, NatsError) as error:
+            await self._client.close()
+            raise NotConnected(f"no records at {', '.join(self._urls)}: {error}") from error
+
+    async def close(self) -> None:
+        """Disconnect; harmless twice."""
+        if not self._client.is_closed:
+            await self._client.close()
+
+    async def get(self, bucket: str, name: str) -> Record | None:
+        """The newest value; None when there is none or it was deleted."""
+        stream = _BY_NAME[bucket].stream
+        address = f"$JS.API.DIRECT.GET.{stream}.{_subject(bucket, name)}"
+        answers = await self._questions.ask(stream, address, b"", one=True)
+        return next((r for m in answers if (r := _record(bucket, m)) is not None), None)
+
+    async def all(self, bucket: str) -> list[Record]:
+        """Every record of the bucket, by name."""
+        stream = _BY_NAME[bucket].stream
+        question = json.dumps({"multi_last": [f"$KV.{bucket}.>"]}).encode()
+        address = f"$JS.API.DIRECT.GET.{stream}"
+        answers = await self._questions.ask(stream, address, question, one=False)
+        found = [r for m in answers if (r := _record(bucket, m)) is not None]
+        return sorted(found, key=lambda record: record.name)
+
+    async def put(self, bucket: str, name: str, value: bytes, *, revision: int) -> int:
+        """Change a record that still has ``revision`` (0: make a new one); the new revision.
+
+        Raises ``RecordChanged`` when it has another one.
+        """
+        return await self._change(bucket, name, value, revision, {})
+
+    async def delete(self, bucket: str, name: str, *, revision: int) -> None:
+        """Delete a record that still has ``revision``; raises ``RecordChanged``."""
+        await self._change(bucket, name, b"", revision, {_OPERATION: "DEL"})
+
+    async def _change(
+        self, bucket: str, name: str, value: bytes, revision: int, headers: dict[str, str]
+    ) -> int:
+        subject = _subject(bucket, name)
+        expected = revision or await self._marker(bucket, name)
+        headers = {_EXPECTED: str(expected), **headers}
+        stream = _BY_NAME[bucket].stream
+        [answer] = await self._questions.ask(stream, subject, value, one=True, headers=headers)
+        told = json.loads(answer.data)
+        if "error" in told:
+            if told["error"].get("err_code") == _WRONG_SEQUENCE:
+                raise RecordChanged(f"{bucket}/{name} is not at revision {revision} any more")
+            raise StreamUnavailable(f"{stream}: {told['error'].get('description')}")
+        return int(told["seq"])
+
+    async def _marker(self, bucket: str, name: str) -> int:
+        """A deleted record leaves a marker, behind which a new one begins; raises like ``put``."""
+        stream = _BY_NAME[bucket].stream
+        address = f"$JS.API.DIRECT.GET.{stream}.{_subject(bucket, name)}"
+        answers = await self._questions.ask(stream, address, b"", one=True)
+        if not answers:
+            return 0
+        if _record(bucket, answers[0]) is not None:
+            raise RecordChanged(f"{bucket}/{name} exists")
+        return int((answers[0].headers or {})["Nats-Sequence"])
+
+
+def _subject(bucket: str, name: str) -> str:
+    return f"$KV.{bucket}.{encode_name(name)}"
+
+
+def _record(bucket: str, message: Msg) -> Record | None:
+    headers = message.headers or {}
+    if headers.get(_OPERATION) in _DELETED:
+        return None
+    token = headers["Nats-Subject"].removeprefix(f"$KV.{bucket}.")
+    return Record(decode_name(token), message.data, int(headers["Nats-Sequence"]))
+
+
+async def _quiet(_error: Exception) -> None:
+    """Refusals come back as answers; what else goes wrong shows in them as silence."""
