@@ -13,27 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from components.bridge.datagram import BadDatagram, Datagram, read
+from components.bridge.rates import Rates
 from schemas.engine import EngineStateReceived
 
 #: A broadcasting sender reaches one host by up to three ways, at once.
 DUPLICATE_S: Final = 0.5
-
-
-@dataclass(slots=True)
-class Bucket:
-    """A token bucket: ``burst`` at once, ``per_s`` in the long run."""
-
-    tokens: float
-    filled_s: float
-
-    def take(self, per_s: float, burst: int, now_s: float) -> bool:
-        """Take one token; False when there is none."""
-        self.tokens = min(burst, self.tokens + (now_s - self.filled_s) * per_s)
-        self.filled_s = now_s
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
 
 
 @dataclass(slots=True)
@@ -64,8 +48,16 @@ class BridgeCore:
     engines_max: int = 4096
     totals: Counter[str] = field(default_factory=Counter, init=False)
     _engines: OrderedDict[str, Heard] = field(default_factory=OrderedDict, init=False)
-    _sources: OrderedDict[str, Bucket] = field(default_factory=OrderedDict, init=False)
-    _all: Bucket | None = field(default=None, init=False)
+    _rates: Rates = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rates = Rates(
+            self.source_per_s,
+            self.source_burst,
+            self.sources_max,
+            self.total_per_s,
+            self.total_burst,
+        )
 
     def on_datagram(
         self, data: bytes, host: str, port: int, now_s: float, wall_ms: int
@@ -76,7 +68,7 @@ class BridgeCore:
         if len(data) > self.datagram_bytes_max:
             self._refuse("too_long")
             return None
-        if not self._admits(host, now_s):
+        if not self._rates.admits(host, now_s):
             self.totals["rate_limited_total"] += 1
             return None
         try:
@@ -97,12 +89,7 @@ class BridgeCore:
             if now_s - heard.heard_s < self.purge_after_s:
                 break
             del self._engines[engine_id]
-        full_after_s = self.source_burst / self.source_per_s
-        while self._sources:
-            host, bucket = next(iter(self._sources.items()))
-            if now_s - bucket.filled_s < full_after_s:
-                break
-            del self._sources[host]
+        self._rates.on_tick(now_s)
 
     def levels(self, now_s: float) -> Mapping[str, int]:
         """What is known now: engines heard of, and how many of them within ``stale_after_s``."""
@@ -110,7 +97,7 @@ class BridgeCore:
         return {
             "active_engines": sum(e.heard_s >= oldest_s for e in self._engines.values()),
             "total_engines": len(self._engines),
-            "sources": len(self._sources),
+            "sources": len(self._rates),
         }
 
     def valid_rate(self) -> str:
@@ -121,21 +108,6 @@ class BridgeCore:
     def _refuse(self, reason: str) -> None:
         self.totals["invalid_total"] += 1
         self.totals[f"invalid_{reason}_total"] += 1
-
-    def _admits(self, host: str, now_s: float) -> bool:
-        bucket = self._sources.get(host)
-        if bucket is None:
-            if len(self._sources) >= self.sources_max:
-                # The least recently heard has the fullest bucket: forgetting it gives least away.
-                self._sources.popitem(last=False)
-            bucket = self._sources[host] = Bucket(self.source_burst, now_s)
-        else:
-            self._sources.move_to_end(host)
-        if self._all is None:
-            self._all = Bucket(self.total_burst, now_s)
-        return bucket.take(self.source_per_s, self.source_burst, now_s) and self._all.take(
-            self.total_per_s, self.total_burst, now_s
-        )
 
     def _is_news(self, datagram: Datagram, now_s: float) -> bool:
         last = self._engines.get(datagram.engine_id)

@@ -1,4 +1,4 @@
-"""A UDP socket whose datagrams become events.
+"""A UDP socket whose datagrams become events; what registers engines is in ``registrar.py``.
 
 Datagrams are collected during a turn of the loop and handled together: one reading of the clocks,
 one publication per state, all in one write to the bus.
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bus import subjects
 from components.bridge.core import BridgeCore
+from components.bridge.registrar import Registrar
 from components.bridge.settings import BridgeSettings
 from components.host.errors import CannotStart
 from components.host.host import Host
@@ -36,6 +37,7 @@ class BridgeService(asyncio.DatagramProtocol):
             order_ttl_s=settings.order_ttl_s,
             engines_max=settings.engines_max,
         )
+        self._registrar = Registrar(host, settings)
         self._pending: list[tuple[bytes, Address]] = []
         self._socket: socket.socket | None = None
         self._transport: asyncio.DatagramTransport | None = None
@@ -48,6 +50,7 @@ class BridgeService(asyncio.DatagramProtocol):
         host, port = self._socket.getsockname()[:2]
         self._address = f"udp://[{host}]:{port}" if ":" in host else f"udp://{host}:{port}"
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._socket)
+        await self._registrar.start()
         self._host.tasks.every("bridge.tick", 1.0, self._tick)
         self._host.log.info(
             "listening", extra={"address": self._address, "receive_buffer_bytes": given}
@@ -59,6 +62,7 @@ class BridgeService(asyncio.DatagramProtocol):
         await self.stop()
 
     async def stop(self) -> None:
+        await self._registrar.stop()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()

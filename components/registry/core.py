@@ -2,8 +2,8 @@
 
 A fact is as old as the moment it was heard here; wall clocks of others are shown and never compared
 with ours. An engine is known by its own load report, by the state that a bridge took in, or by
-both. Nothing is kept for ever: who falls silent is forgotten after ``purge_after_s``, and both
-tables are bounded.
+both. Engines outside Switchyard are what bridges say they are (``registered.py``). Nothing is kept
+for ever: who falls silent is forgotten after ``purge_after_s``, and every table is bounded.
 
 A registry that starts anew hears everybody for the first time and says so again: readers of
 FLEET take joins of one (instance, process_epoch) for one.
@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 
 from components.domain.liveness import Change, PeerJoined, PeerLost, PeerTable
 from components.domain.outcomes import Count
+from components.registry.registered import RegisteredTable
 from schemas.engine import EngineLoadReported, EngineStateReceived
 from schemas.fleet import (
     EngineEntry,
     FleetEntry,
+    FleetExpired,
     FleetJoined,
     FleetLeft,
+    FleetRegistered,
     HeartbeatSent,
     ShowFleetReply,
 )
@@ -60,11 +63,13 @@ class RegistryCore:
     purge_after_s: float = 300.0
     processes_max: int = 4096
     engines_max: int = 4096
+    registered_max: int = 4096
     _peers: PeerTable = field(init=False)
     _heard_s: dict[str, float] = field(default_factory=dict, init=False)
     _gone: dict[str, Gone] = field(default_factory=dict, init=False)
     #: In the order in which they were last heard.
     _engines: OrderedDict[str, Engine] = field(default_factory=OrderedDict, init=False)
+    _registered: RegisteredTable = field(init=False)
 
     def __post_init__(self) -> None:
         # A stuck engine is still there: whether to send it work is the router's business.
@@ -73,6 +78,7 @@ class RegistryCore:
             stuck_after_s=math.inf,
             peers_max=self.processes_max,
         )
+        self._registered = RegisteredTable(self.registered_max, self.purge_after_s)
 
     # What comes in.
 
@@ -88,6 +94,18 @@ class RegistryCore:
             case EngineStateReceived():
                 return self._on_state(message, now_s)
 
+    def on_registration(
+        self, message: FleetRegistered | FleetExpired, bridge: str, bridge_epoch: int
+    ) -> list[Outcome]:
+        """Take what this life of ``bridge`` says of an engine outside Switchyard."""
+        match message:
+            case FleetRegistered():
+                kept = self._registered.on_registered(message, bridge, bridge_epoch)
+                return [] if kept else [Count("registered_ignored_total")]
+            case FleetExpired():
+                self._registered.on_expired(message)
+                return []
+
     def on_tick(self, now_s: float) -> list[Outcome]:
         """Notice silence, forget the long silent."""
         changes = self._peers.on_tick(now_s)
@@ -96,6 +114,7 @@ class RegistryCore:
         self._gone = {k: g for k, g in self._gone.items() if g.heard_s > oldest_s}
         while self._engines and next(iter(self._engines.values())).heard_s <= oldest_s:
             self._engines.popitem(last=False)
+        self._registered.on_tick(self._peers.lives, now_s)
         return outcomes
 
     def on_resume(self, now_s: float) -> None:
@@ -118,6 +137,7 @@ class RegistryCore:
         return ShowFleetReply(
             processes=tuple(sorted(living + gone, key=lambda e: e.heartbeat.instance)),
             engines=tuple(self._entry(name, now_s) for name in sorted(self._engines)),
+            registered=self._registered.all(),
         )
 
     # Processes.
@@ -130,6 +150,8 @@ class RegistryCore:
         outcomes = self._outcomes(changes, now_s)
         if self._peers.lives(heartbeat.instance, heartbeat.process_epoch):
             self._heard_s[heartbeat.instance] = now_s
+            if heartbeat.component == "bridge" and heartbeat.state == "ready":
+                self._registered.on_bridge_ready(heartbeat.instance, heartbeat.process_epoch)
         return outcomes
 
     def _outcomes(self, changes: list[Change], now_s: float) -> list[Outcome]:

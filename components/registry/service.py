@@ -10,7 +10,14 @@ from components.host.host import Host
 from components.registry.core import Outcome, RegistryCore
 from components.registry.settings import RegistrySettings
 from schemas.engine import EngineLoadReported, EngineStateReceived
-from schemas.fleet import FleetJoined, FleetLeft, HeartbeatSent, ShowFleet
+from schemas.fleet import (
+    FleetExpired,
+    FleetJoined,
+    FleetLeft,
+    FleetRegistered,
+    HeartbeatSent,
+    ShowFleet,
+)
 
 
 class RegistryService:
@@ -25,6 +32,7 @@ class RegistryService:
             purge_after_s=settings.purge_after_s,
             processes_max=settings.processes_max,
             engines_max=settings.engines_max,
+            registered_max=settings.registered_max,
         )
         self._subscriptions: list[Subscription] = []
         self._cut_off = False
@@ -37,6 +45,10 @@ class RegistryService:
             await bus.subscribe(
                 subjects.engine_state_received(ANY), EngineStateReceived, self._feed
             ),
+            await bus.subscribe(
+                subjects.fleet_registered(ANY), FleetRegistered, self._feed_registration
+            ),
+            await bus.subscribe(subjects.fleet_expired(ANY), FleetExpired, self._feed_registration),
             await bus.subscribe(subjects.show_fleet(), ShowFleet, self._show, queue="registry"),
         ]
         bus.on_reconnect(self._resume)
@@ -60,6 +72,11 @@ class RegistryService:
         | Received[EngineStateReceived],
     ) -> None:
         self._perform(self._core.on_message(received.message, self._host.clock.now_s()))
+
+    def _feed_registration(
+        self, received: Received[FleetRegistered] | Received[FleetExpired]
+    ) -> None:
+        self._perform(self._core.on_registration(received.message, received.source, received.epoch))
 
     def _show(self, question: Received[ShowFleet]) -> None:
         self._host.bus.respond(question, self._core.show(self._host.clock.now_s()))

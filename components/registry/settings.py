@@ -17,3 +17,4 @@ class RegistrySettings(Settings):
     tick_ms: int = Field(default=250, ge=10)
     processes_max: int = Field(default=4096, ge=1)
     engines_max: int = Field(default=4096, ge=1)
+    registered_max: int = Field(default=4096, ge=1)

@@ -11,9 +11,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgpack
+import zmq
+import zmq.asyncio
+
 from bus import subjects
 from bus.errors import NoResponders
 from bus.nats_bus import NatsBus
+from bus.server import free_port
 from components.bridge import datagram
 from schemas.fleet import FleetEntry, ShowFleet, ShowFleetReply
 from tests.support.nats import NatsInTest
@@ -94,6 +99,50 @@ async def test_a_datagram_shows_up_in_the_fleet_s_picture_and_in_engine_state(
     assert await kept(nats_server, "ENGINE_STATE") == 1
     # Two joins and one loss; the registry itself is no longer there to tell of its own leaving.
     assert await kept(nats_server, "FLEET") == 3
+
+
+async def test_engines_that_ping_or_stand_in_settings_are_shown_and_told_to_a_new_registry(
+    nats_server: NatsInTest, nats_bus: Callable[..., Awaitable[NatsBus]]
+):
+    await nats_server.provision()
+    operator = await nats_bus("operator", "operator")
+    port = free_port()
+    ping = {"type": "D", "http_address": "10.0.0.5:20005", "zmq_address": "10.0.0.5:22001"}
+    async with AsyncExitStack() as stack:
+        first = await start(nats_server, "registry")
+        stack.push_async_callback(end, first)
+        bridge = await start(
+            nats_server,
+            "bridge",
+            SWITCHYARD_BRIDGE_UDP_PORT="0",
+            SWITCHYARD_BRIDGE_BIND_ADDRESS="127.0.0.1",
+            SWITCHYARD_BRIDGE_PING_PORT=str(port),
+            SWITCHYARD_BRIDGE_PING_TTL_MS="1500",
+            PREFILL_ADDRS="10.0.0.4:20003",
+        )
+        stack.push_async_callback(end, bridge)
+        context = zmq.asyncio.Context()
+        stack.callback(context.destroy, linger=0)
+        dealer = context.socket(zmq.DEALER)
+        dealer.connect(f"tcp://127.0.0.1:{port}")
+
+        def all_there(reply: ShowFleetReply, _: dict[str, FleetEntry]) -> bool:
+            return len(reply.registered) == 2
+
+        await dealer.send(msgpack.packb(ping))
+        picture = await shown(operator, all_there)
+        assert [(r.instance, r.role, r.kv_address, r.by) for r in picture.registered] == [
+            ("10.0.0.4:20003", "prefill", "", "static"),
+            ("10.0.0.5:20005", "decode", "10.0.0.5:22001", "ping"),
+        ]
+        first.kill()
+        await first.wait()
+        await dealer.send(msgpack.packb(ping))
+        stack.push_async_callback(end, await start(nats_server, "registry"))
+        assert (await shown(operator, all_there)).registered == picture.registered
+        # Nobody pings any more.
+        picture = await shown(operator, lambda reply, _: len(reply.registered) == 1)
+        assert picture.registered[0].by == "static"
 
 
 async def kept(nats_server: NatsInTest, stream: str) -> int:

@@ -10,7 +10,15 @@ from components.registry.service import RegistryService
 from components.registry.settings import RegistrySettings
 from schemas.engine import EngineLoadReported, EngineStateReceived
 from schemas.examples import example
-from schemas.fleet import FleetJoined, FleetLeft, HeartbeatSent, ShowFleet, ShowFleetReply
+from schemas.fleet import (
+    FleetExpired,
+    FleetJoined,
+    FleetLeft,
+    FleetRegistered,
+    HeartbeatSent,
+    ShowFleet,
+    ShowFleetReply,
+)
 from tests.support.host import HostInTest, connected_host
 
 
@@ -100,3 +108,13 @@ async def test_an_absence_of_the_bus_is_not_taken_for_the_death_of_all(yard: Yar
     await yard.host.bus.flush()
     assert [type(m) for m in yard.told] == [FleetJoined]
     assert not (await yard.show()).processes[0].lost
+
+
+async def test_engines_elsewhere_are_kept_as_a_bridge_tells_of_them(yard: Yard):
+    engine = example(FleetRegistered)
+    yard.other.publish(subjects.fleet_registered(engine.instance), engine)
+    await yard.other.flush()
+    assert (await yard.show()).registered == (engine,)
+    yard.other.publish(subjects.fleet_expired(engine.instance), example(FleetExpired))
+    await yard.other.flush()
+    assert (await yard.show()).registered == ()
