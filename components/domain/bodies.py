@@ -19,6 +19,7 @@ import msgpack
 from pydantic import ValidationError
 
 from schemas.body import BODY_LAYOUT, SamplingParameters
+from schemas.message import Part
 
 TOKEN_ID_BYTES: Final = 4
 
@@ -123,7 +124,13 @@ def _changed(sampling: SamplingParameters) -> dict[str, Any]:
     """Only what differs from the default: most requests change two or three parameters."""
     values = sampling.__dict__
     return {
-        name: list(values[name]) if isinstance(values[name], tuple) else values[name]
+        name: _plain(values[name])
         for name, parameter in SamplingParameters.model_fields.items()
         if values[name] != parameter.default
     }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return value.model_dump(exclude_defaults=True) if isinstance(value, Part) else value

@@ -9,6 +9,8 @@ waits until the worker has filled the gap.
 When the worker that emits is lost, the attempt is given up: its number rises, the ids that arrived
 go into the body, and the request is scheduled again. A higher attempt that did not start from those
 ids (a scheduler that queued anew what it believed lost) is refused, because its text would not fit.
+Ids that only count chunks (*opaque*) say nothing to another worker: a request whose client has some
+ends with its attempt.
 
 Nothing here waits for a message that may never come: whatever is not answered is asked again, and
 what no repair brings back ends the attempt, then the request, at its deadline at the latest.
@@ -542,6 +544,11 @@ class GatewayCore:
         self._out.append(Count("interruptions_total"))
         self._cancel_attempt(request, "superseded")
         self._leave_worker(request)
+        if request.opaque:
+            self._end(
+                request, "engine_error", f"{why}, and its ids do not tell where it was", now_s
+            )
+            return
         request.begin_attempt()
         request.end_complete_choices()
         if request.finished:  # only the word that it ended was lost

@@ -4,6 +4,8 @@ Texts are written here and never taken from an exception, so that nothing of the
 """
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -20,6 +22,9 @@ OVERLOADED: Final = "rate_limit_error"
 UNAVAILABLE: Final = "service_unavailable_error"
 SERVER: Final = "server_error"
 TIMEOUT: Final = "timeout_error"
+
+#: What a parameter may be called: ``logit_bias``, ``messages[2].content``.
+_PARAM: Final = re.compile(r"[a-z_]{1,40}(\[[0-9]{1,4}\]|\.[a-z_]{1,40}){0,4}")
 
 
 @dataclass(eq=False)
@@ -147,11 +152,19 @@ _ENDS: Final[dict[RefusalCode, tuple[HTTPStatus, str, str]]] = {
     ),
     "engine_error": (HTTPStatus.BAD_GATEWAY, SERVER, "The engine could not run this request"),
     "cancelled": (HTTPStatus.SERVICE_UNAVAILABLE, SERVER, "The request was cancelled"),
+    "invalid_request": (
+        HTTPStatus.BAD_REQUEST,
+        INVALID,
+        "The engine of this model cannot do what this parameter asks for",
+    ),
 }
 
 
-def of_end(end: End) -> ApiError:
-    """The answer for a request that ended without all its tokens."""
+def of_end(end: End, names: Mapping[str, str] | None = None) -> ApiError:
+    """The answer for a request that ended without all its tokens.
+
+    ``names`` are the client's words for parameters that the body calls otherwise.
+    """
     status, kind, message = _ENDS[end.code]
     code = "context_length_exceeded" if end.code == "prompt_too_long" else end.code
     retry_after_ms = end.retry_after_ms
@@ -160,7 +173,13 @@ def of_end(end: End) -> ApiError:
         HTTPStatus.TOO_MANY_REQUESTS,
     }:
         retry_after_ms = 1000
-    return ApiError(status, code, message, kind, retry_after_ms=retry_after_ms)
+    param = _param(end.detail, names or {}) if end.code == "invalid_request" else None
+    return ApiError(status, code, message, kind, param, retry_after_ms)
+
+
+def _param(detail: str, names: Mapping[str, str]) -> str | None:
+    """A worker names the parameter that its engine cannot use; anything else it says stays here."""
+    return names.get(detail, detail) if _PARAM.fullmatch(detail) else None
 
 
 def shown(name: str) -> str:

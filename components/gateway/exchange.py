@@ -5,7 +5,7 @@ take stays in the streams' own buffers and leaves merged.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from components.gateway.errors import TIMEOUT, ApiError, internal, of_end
@@ -22,11 +22,18 @@ class ClientGone(Exception):
 class Exchange:
     """See the top of the file. ``choices`` is n, the choices of each request.
 
-    The answer's choice numbers go on from prompt to prompt.
+    The answer's choice numbers go on from prompt to prompt. ``names`` are the client's words for
+    what the body calls otherwise.
     """
 
     def __init__(
-        self, dialect: Dialect, choices: int, *, include_usage: bool, undelivered_max: int
+        self,
+        dialect: Dialect,
+        choices: int,
+        *,
+        include_usage: bool,
+        undelivered_max: int,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.error: ApiError | None = None
@@ -36,6 +43,7 @@ class Exchange:
         self._choices = choices
         self._include_usage = include_usage
         self._undelivered_max = undelivered_max
+        self._names = names or {}
         self._first_choice: dict[str, int] = {}
         self._opened: set[int] = set()
         self._waiting: dict[str, Request] = {}
@@ -81,7 +89,7 @@ class Exchange:
 
     def end(self, end: End) -> None:
         """A request ended without all its tokens; so does the answer."""
-        self.fail(of_end(end))
+        self.fail(of_end(end, self._names))
 
     def fail(self, error: ApiError) -> None:
         """The client is told, by status or, when that has left, by an event."""
@@ -157,7 +165,7 @@ class Exchange:
         try:
             self.writer.write(self._rendered(request))
         except (TypeError, ValueError, LookupError, AttributeError):
-            # Logprobs that are none: the worker's bug ends this stream and no other.
+            # Logprobs or deltas that are none: the worker's bug ends this stream and no other.
             self.fail(internal())
             return
         if request.state == "done" and self._all_delivered:
@@ -175,7 +183,7 @@ class Exchange:
                 continue
             if choice not in self._opened:
                 self._opened.add(choice)
-                parts.append(self._dialect.opening(choice))
+                parts.append(self._dialect.opening(choice, piece))
             parts.append(self._dialect.piece(choice, piece))
         return b"".join(parts)
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bus import tracing
+from components.gateway.abilities import fitted
 from components.gateway.desk import Desk
 from components.gateway.errors import ApiError, Headers, internal
 from components.gateway.exchange import ClientGone, Exchange
 from components.gateway.intake import Intake, Receive
 from components.gateway.openai_requests import PARSERS, Api, Call
-from components.gateway.openai_responses import STREAM_HEADERS, Head, dialect
+from components.gateway.openai_responses import STREAM_HEADERS, Echo, Head, dialect
 from components.gateway.protocol import CONNECTION
 from components.gateway.rendering import Model
 from components.gateway.submit import Origin, new_name, new_requests, response_id
@@ -135,6 +136,7 @@ class CompletionRoute:
         if call.ignored:
             desk.host.counters.add("ignored_fields_total", call.ignored)
         model = desk.models.get(call.model)
+        call = fitted(call, model)
         prompts = await self._prompts(call, model)
         requests = new_requests(call, model.card, name, prompts, origin)
         exchange = self._exchange(call, model, name, prompts)
@@ -143,32 +145,32 @@ class CompletionRoute:
 
     async def _prompts(self, call: Call, model: Model) -> list[list[int]]:
         """Token ids of each prompt; what is long is tokenised in a thread."""
-        texts = [m["content"] for m in call.messages]
-        texts += [p for p in call.prompts if isinstance(p, str)]
-        if sum(map(len, texts)) <= self._desk.settings.render_inline_chars:
+        if call.text_chars <= self._desk.settings.render_inline_chars:
             return _token_ids(call, model)
         return await self._desk.pool.run(functools.partial(_token_ids, call, model))
 
     def _exchange(self, call: Call, model: Model, name: str, prompts: list[list[int]]) -> Exchange:
-        settings, choices = self._desk.settings, call.sampling.n
-        echoes: dict[int, str] = {}
-        if call.echo:
-            for place, prompt in enumerate(call.prompts):
-                text = prompt if isinstance(prompt, str) else model.text_of(prompts[place])
-                echoes |= dict.fromkeys(range(place * choices, (place + 1) * choices), text)
+        sampling, choices = call.sampling, call.sampling.n
+        # Logprobs would tell what is not to be shown.
+        hides = sampling.parsing is not None and not call.include_reasoning
         head = Head(
             response_id=response_id(self._api, name),
             created_s=self._desk.host.clock.wall_ms() // 1000,
             model=call.model,
             include_usage=call.include_usage,
-            logprobs=call.sampling.logprobs is not None,
-            echoes=echoes,
+            logprobs=sampling.logprobs is not None and not hides,
+            echoes=_echoes(call, model, prompts) if call.echo else None,
+            prompt_logprobs=call.prompt_logprobs,
+            prompt_only=call.prompt_only,
+            parsed=sampling.parsing is not None,
+            reasoning=not hides,
         )
         return Exchange(
             dialect(self._api, head),
             choices,
             include_usage=call.include_usage,
-            undelivered_max=settings.undelivered_tokens_max,
+            undelivered_max=self._desk.settings.undelivered_tokens_max,
+            names=call.names if call.needs else None,
         )
 
     async def _watch(self, receive: Receive, exchange: Exchange) -> None:
@@ -189,9 +191,19 @@ class CompletionRoute:
         await writer.run()
 
 
+def _echoes(call: Call, model: Model, prompts: list[list[int]]) -> dict[int, Echo]:
+    """By choice; the choices of a prompt share one."""
+    echoes: dict[int, Echo] = {}
+    for prompt, ids in zip(call.prompts, prompts, strict=True):
+        text = prompt if isinstance(prompt, str) else model.text_of(ids)
+        echo = Echo(text, model.text_of(ids[:1], special_tokens=True))
+        echoes |= dict.fromkeys(range(len(echoes), len(echoes) + call.sampling.n), echo)
+    return echoes
+
+
 def _token_ids(call: Call, model: Model) -> list[list[int]]:
     if call.api == "chat":
-        return [model.chat_ids(call.messages)]
+        return [model.chat_ids(call.messages, call.tools.listed if call.tools else None)]
     return [_prompt_ids(prompt, model) for prompt in call.prompts]
 
 

@@ -6,12 +6,20 @@ of the last token whose text it contains.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import orjson
 
 from components.gateway.errors import ApiError
+from components.gateway.openai_deltas import merged, message
+from components.gateway.openai_logprobs import (
+    chat_logprobs,
+    completion_logprobs,
+    echoed_logprobs,
+    joined,
+    prompt_logprobs,
+)
 from components.gateway.openai_requests import Api
 from components.gateway.streams import Finish, Piece
 
@@ -21,9 +29,6 @@ STREAM_HEADERS: Final = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-#: One token and its alternatives, as workers send them: ``[token id, logprob, text]`` each.
-TokenLogprobs = Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +50,20 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """What stands before the text of a choice, and the text of the prompt's first token."""
+
+    text: str
+    first_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """What all events of one answer, and its whole form, have in common.
 
-    ``echoes`` stands before the text of each choice; ``logprobs`` says that they were asked for.
+    ``echoes`` are by choice; ``logprobs`` and ``prompt_logprobs`` say that they were asked for.
+    ``parsed``: the engine's parsers say what is content, and what ``reasoning`` (shown or not) or a
+    call. ``prompt_only``: nothing but the echo is shown.
     """
 
     response_id: str
@@ -56,10 +71,14 @@ class Head:
     model: str
     include_usage: bool = False
     logprobs: bool = False
-    echoes: Mapping[int, str] | None = None
+    echoes: Mapping[int, Echo] | None = None
+    prompt_logprobs: bool = False
+    prompt_only: bool = False
+    parsed: bool = False
+    reasoning: bool = True
 
     def echo(self, choice: int) -> str:
-        return self.echoes.get(choice, "") if self.echoes else ""
+        return self.echoes[choice].text if self.echoes else ""
 
     def content(self, kind: str) -> dict[str, Any]:
         return {
@@ -73,8 +92,8 @@ class Head:
 class Dialect(Protocol):
     """One of the two APIs: how its events and its whole answers look."""
 
-    def opening(self, choice: int) -> bytes:
-        """The event that begins a choice; empty where the API has none."""
+    def opening(self, choice: int, piece: Piece) -> bytes:
+        """The event before a choice's first piece; empty where the API has none."""
         ...
 
     def piece(self, choice: int, piece: Piece) -> bytes:
@@ -117,13 +136,13 @@ def _event_id(choice: int, piece: Piece) -> bytes:
 
 
 class Chat:
-    """``/v1/chat/completions``."""
+    """``/v1/chat/completions``, where content is the text as it comes."""
 
     def __init__(self, head: Head) -> None:
         self._head = head
         self._events = _Events(head, "chat.completion.chunk")
 
-    def opening(self, choice: int) -> bytes:
+    def opening(self, choice: int, piece: Piece) -> bytes:
         return self._events.event(
             choice,
             b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null',
@@ -133,18 +152,9 @@ class Chat:
         event_id = _event_id(choice, piece)
         events = b""
         if piece.text or (piece.logprobs and self._head.logprobs):
-            events = self._events.event(
-                choice,
-                b'"delta":{"content":%b},"logprobs":%b,"finish_reason":null'
-                % (orjson.dumps(piece.text), self._logprobs(piece)),
-                event_id,
-            )
-        if piece.finish is not None:
-            reason = orjson.dumps(piece.finish.reason)
-            events += self._events.event(
-                choice, b'"delta":{},"logprobs":null,"finish_reason":' + reason, event_id
-            )
-        return events
+            delta = b'{"content":%b}' % orjson.dumps(piece.text)
+            events = self._event(choice, delta, piece, event_id)
+        return events + self._end(choice, piece, event_id)
 
     def usage(self, usage: Usage) -> bytes:
         return self._events.usage(usage)
@@ -153,19 +163,50 @@ class Chat:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None},
-                "logprobs": _chat_logprobs(piece.logprobs) if self._head.logprobs else None,
+                "message": self._message(piece),
+                "logprobs": chat_logprobs(piece.logprobs) if self._head.logprobs else None,
                 "finish_reason": _reason(piece.finish),
             }
             for index, piece in enumerate(pieces)
         ]
         content = self._head.content("chat.completion")
-        return orjson.dumps(content | {"choices": choices, "usage": usage.content})
+        content |= {"choices": choices, "usage": usage.content}
+        if self._head.prompt_logprobs:
+            content["prompt_logprobs"] = _prompt_logprobs(pieces[0])
+        return orjson.dumps(content)
 
-    def _logprobs(self, piece: Piece) -> bytes:
-        if not self._head.logprobs:
-            return b"null"
-        return orjson.dumps(_chat_logprobs(piece.logprobs))
+    def _message(self, piece: Piece) -> dict[str, Any]:
+        return {"role": "assistant", "content": piece.text, "refusal": None}
+
+    def _event(self, choice: int, delta: bytes, piece: Piece, event_id: bytes) -> bytes:
+        logprobs = b"null"
+        if self._head.logprobs:
+            logprobs = orjson.dumps(chat_logprobs(piece.logprobs))
+        fields = b'"delta":%b,"logprobs":%b,"finish_reason":null' % (delta, logprobs)
+        return self._events.event(choice, fields, event_id)
+
+    def _end(self, choice: int, piece: Piece, event_id: bytes) -> bytes:
+        if piece.finish is None:
+            return b""
+        reason = orjson.dumps(piece.finish.reason)
+        return self._events.event(
+            choice, b'"delta":{},"logprobs":null,"finish_reason":' + reason, event_id
+        )
+
+
+class ParsedChat(Chat):
+    """The same call, where the engine's parsers say what the text is."""
+
+    def piece(self, choice: int, piece: Piece) -> bytes:
+        event_id = _event_id(choice, piece)
+        delta = merged(_deltas(piece), reasoning=self._head.reasoning)
+        events = b""
+        if delta or (piece.logprobs and self._head.logprobs):
+            events = self._event(choice, orjson.dumps(delta), piece, event_id)
+        return events + self._end(choice, piece, event_id)
+
+    def _message(self, piece: Piece) -> dict[str, Any]:
+        return message(_deltas(piece), reasoning=self._head.reasoning)
 
 
 class Completions:
@@ -177,43 +218,61 @@ class Completions:
         #: How long each choice's text is so far, for the offsets beside logprobs.
         self._lengths: dict[int, int] = {}
 
-    def opening(self, choice: int) -> bytes:
+    def opening(self, choice: int, piece: Piece) -> bytes:
         echo = self._head.echo(choice)
         if not echo:
             return b""
-        return self._event(choice, echo, b"null", b"null", b"")
+        return self._event(choice, echo, orjson.dumps(self._echoed(choice, piece)), b"null", b"")
 
     def piece(self, choice: int, piece: Piece) -> bytes:
+        if self._head.prompt_only:
+            return self._event(choice, "", b"null", b'"length"', b"") if piece.finish else b""
         if not piece.text and not piece.finish and not (piece.logprobs and self._head.logprobs):
             return b""
         logprobs = b"null"
         if self._head.logprobs:
             offset = self._lengths.get(choice, len(self._head.echo(choice)))
             self._lengths[choice] = offset + len(piece.text)
-            logprobs = orjson.dumps(_completion_logprobs(piece.logprobs, offset))
+            logprobs = orjson.dumps(completion_logprobs(piece.logprobs, offset))
         reason = orjson.dumps(_reason(piece.finish))
         return self._event(choice, piece.text, logprobs, reason, _event_id(choice, piece))
 
     def usage(self, usage: Usage) -> bytes:
-        return self._events.usage(usage)
+        return self._events.usage(self._shown(usage))
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
-        choices = []
-        for index, piece in enumerate(pieces):
-            echo = self._head.echo(index)
-            logprobs = (
-                _completion_logprobs(piece.logprobs, len(echo)) if self._head.logprobs else None
-            )
-            choices.append(
-                {
-                    "index": index,
-                    "text": echo + piece.text,
-                    "logprobs": logprobs,
-                    "finish_reason": _reason(piece.finish),
-                }
-            )
+        choices = [self._choice(index, piece) for index, piece in enumerate(pieces)]
         content = self._head.content("text_completion")
-        return orjson.dumps(content | {"choices": choices, "usage": usage.content})
+        return orjson.dumps(content | {"choices": choices, "usage": self._shown(usage).content})
+
+    def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        head = self._head
+        echo = head.echo(index)
+        logprobs = self._echoed(index, piece)
+        if head.logprobs and not head.prompt_only:
+            logprobs = joined(logprobs, completion_logprobs(piece.logprobs, len(echo)))
+        choice = {
+            "index": index,
+            "text": echo if head.prompt_only else echo + piece.text,
+            "logprobs": logprobs,
+            "finish_reason": "length" if head.prompt_only else _reason(piece.finish),
+        }
+        if head.prompt_logprobs:
+            choice["prompt_logprobs"] = _prompt_logprobs(piece)
+        return choice
+
+    def _echoed(self, choice: int, piece: Piece) -> dict[str, Any] | None:
+        """Logprobs of the echoed prompt, when they were asked for."""
+        head = self._head
+        tokens = piece.more.prompt_logprobs if piece.more else None
+        if not head.echoes or not head.logprobs or not tokens:
+            return None
+        echo = head.echoes[choice]
+        return echoed_logprobs(tokens, echo.text, echo.first_token)
+
+    def _shown(self, usage: Usage) -> Usage:
+        """A token that is not shown is not counted."""
+        return replace(usage, completion_tokens=0) if self._head.prompt_only else usage
 
     def _event(
         self, choice: int, text: str, logprobs: bytes, reason: bytes, event_id: bytes
@@ -224,34 +283,19 @@ class Completions:
 
 def dialect(api: Api, head: Head) -> Dialect:
     """How this API speaks."""
-    return Chat(head) if api == "chat" else Completions(head)
+    if api == "completions":
+        return Completions(head)
+    return ParsedChat(head) if head.parsed else Chat(head)
 
 
 def _reason(finish: Finish | None) -> str | None:
     return finish.reason if finish else None
 
 
-def _chat_logprobs(tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    content = []
-    for chosen, *alternatives in tokens:
-        content.append(_chat_token(chosen) | {"top_logprobs": [*map(_chat_token, alternatives)]})
-    return {"content": content, "refusal": None}
+def _deltas(piece: Piece) -> Sequence[Mapping[str, Any]]:
+    return piece.more.deltas if piece.more else ()
 
 
-def _chat_token(token: Sequence[Any]) -> dict[str, Any]:
-    _, logprob, text = token[:3]
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-
-def _completion_logprobs(tokens: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
-    """Parallel lists, one place per token; ``text_offset`` counts characters of the answer."""
-    offsets = []
-    for chosen, *_ in tokens:
-        offsets.append(offset)
-        offset += len(chosen[2])
-    return {
-        "tokens": [chosen[2] for chosen, *_ in tokens],
-        "token_logprobs": [chosen[1] for chosen, *_ in tokens],
-        "top_logprobs": [{a[2]: a[1] for a in alternatives} for _, *alternatives in tokens],
-        "text_offset": offsets,
-    }
+def _prompt_logprobs(piece: Piece) -> list[dict[str, Any] | None] | None:
+    tokens = piece.more.prompt_logprobs if piece.more else None
+    return prompt_logprobs(tokens) if tokens else None

@@ -1,109 +1,37 @@
-"""From messages and texts to token ids, with what the model card brings: tokenizer and template.
+"""From messages and texts to token ids, with what the model card brings: tokenizer and template."""
 
-Chat templates run the way Hugging Face's libraries run them (same whitespace rules, same helpers),
-in Jinja's sandbox: a template comes with the model, its author is not ours.
-"""
-
-import json
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
 from tokenizers import Tokenizer
 
-from components.gateway.errors import context_exceeded, invalid, shown
+from components.gateway.chat_template import ChatTemplate, Messages
+from components.gateway.errors import context_exceeded, invalid
 from schemas.fleet import ModelCard
 
 TOKENIZER_BYTES_MAX: Final = 128 * 1024 * 1024
-
-#: For models that publish no template: roles and texts, a line each.
-PLAIN_TEMPLATE: Final = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-
-
-#: What expressions in a template may raise, besides Jinja's own errors.
-_TEMPLATE_FAULTS: Final = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)
+#: No text is taken to have more bytes per token than this, where only the engine knows its tokens.
+BYTES_PER_TOKEN_MAX: Final = 8
 
 
 class BadModelCard(ValueError):
     """Tokenizer or template of a card cannot be read: the model cannot be served here."""
 
 
-class TemplateRefused(Exception):
-    """The template itself says that these messages are not for it (``raise_exception``)."""
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """``{% generation %}`` marks what the assistant wrote, for training; here it is transparent."""
-
-    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _refuse(message: str) -> None:
-    raise TemplateRefused(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002  (a template may give them by place)
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002
-) -> str:
-    """Like Hugging Face's filter: Jinja's own escapes for HTML, which no model expects."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _local_time(layout: str) -> str:
-    """What templates call ``strftime_now``: some tell the model today's date."""
-    return time.strftime(layout)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _local_time
-    return environment
-
-
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as its card describes it. Without a tokenizer, each byte of UTF-8 is a token."""
+    """A model as its card describes it. Without a tokenizer, each byte of UTF-8 is a token.
+
+    An engine that renders chats itself gets the messages; then the ids of a chat are the bytes of
+    a plain rendering, good for hashes and as a bound of its length.
+    """
 
     card: ModelCard
     _tokenizer: Tokenizer | None
-    _template: jinja2.Template
+    _template: ChatTemplate
     _names: Mapping[str, str] = field(default_factory=dict)
     #: Characters of the longest token: a text has at least its length through this many tokens.
     _token_chars_max: int = 1
@@ -120,7 +48,7 @@ class Model:
             }
             names = {n: tokenizer.id_to_token(i) or "" for n, i in ids.items() if i is not None}
         try:
-            template = _environment().from_string(card.chat_template or PLAIN_TEMPLATE)
+            template = ChatTemplate.of("" if "renders" in card.features else card.chat_template)
         except jinja2.TemplateError as error:
             raise BadModelCard(f"{card.model}: chat template: {error}") from error
         chars_max = max(map(len, tokenizer.get_vocab())) if tokenizer else 1
@@ -130,23 +58,16 @@ class Model:
     def vocabulary_size(self) -> int:
         return 256 if self._tokenizer is None else int(self._tokenizer.get_vocab_size())
 
-    def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat_ids(self, messages: Messages, tools: Messages | None = None) -> list[int]:
         """The prompt of a chat; raises ``ApiError`` when the template refuses the messages."""
-        try:
-            text = self._template.render(
-                messages=messages,
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **self._names,
-            )
-        except TemplateRefused as error:
-            said = shown(str(error))
-            raise invalid("messages", f"The chat template does not allow this: {said}") from None
-        except (jinja2.TemplateError, *_TEMPLATE_FAULTS):
-            # The template expects other messages than these.
-            raise invalid("messages", "The chat template cannot render these messages") from None
-        return self._ids(text, "messages", special_tokens=False)
+        text = self._template.text(messages, tools, self._names)
+        if "renders" not in self.card.features:
+            return self._ids(text, "messages", special_tokens=False)
+        data = text.encode()
+        if len(data) > self.card.context_tokens_max * BYTES_PER_TOKEN_MAX:
+            has = f"the prompt has {len(data)} bytes"
+            raise context_exceeded("messages", self.card.context_tokens_max, has)
+        return list(data)
 
     def text_ids(self, text: str) -> list[int]:
         """A text's token ids, with what the tokenizer puts in front; raises ``ApiError``."""
@@ -165,18 +86,18 @@ class Model:
         ids: list[int] = encoding.ids
         return ids
 
-    def text_of(self, token_ids: Sequence[int]) -> str:
-        """The text of a prompt that came as ids (for ``echo``)."""
+    def text_of(self, token_ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """The text of a prompt that came as ids (for ``echo``); with its special tokens or not."""
         if self._tokenizer is None:
             return bytes(token_ids).decode(errors="replace")
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=not special_tokens)
         return text
 
-    def check_ids(self, token_ids: Sequence[int]) -> None:
+    def check_ids(self, token_ids: Sequence[int], param: str = "prompt") -> None:
         """Raises ``ApiError`` for ids that this model does not have: an engine may die of them."""
         size = self.vocabulary_size
         if token_ids and max(token_ids) >= size:
-            raise invalid("prompt", f"token ids of this model go from 0 to {size - 1}")
+            raise invalid(param, f"token ids of this model go from 0 to {size - 1}")
 
 
 def _tokenizer_of(card: ModelCard) -> Tokenizer | None:

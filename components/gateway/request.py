@@ -93,6 +93,11 @@ class Request:
         return any(s.next_index > s.base for s in self.streams)
 
     @property
+    def opaque(self) -> bool:
+        """Did tokens come whose ids only count, so that no other worker can go on from them?"""
+        return any(s.opaque for s in self.streams)
+
+    @property
     def emitted_tokens(self) -> int:
         return sum(s.next_index for s in self.streams)
 
@@ -137,7 +142,7 @@ class Request:
             if stream.next_index >= self.card.output_tokens_max:
                 stream.end(Finish("length"))
             elif stream.next_index > self.min_tokens and stream.token_ids[-1] in self.end_token_ids:
-                stream.end(Finish("stop"))
+                stream.end(Finish("tool_calls" if stream.calls_tools else "stop"))
 
 
 @dataclass(frozen=True, slots=True)

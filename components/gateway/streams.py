@@ -9,7 +9,7 @@ buffer.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -29,6 +29,17 @@ class Finish:
     cached_tokens: int = 0
 
 
+@dataclass(slots=True)
+class More:
+    """What only some requests ask for (``schemas.frames``): parsed deltas, logprobs of the prompt.
+
+    ``prompt_logprobs`` come once, with the first piece.
+    """
+
+    deltas: list[Mapping[str, Any]] = field(default_factory=list)
+    prompt_logprobs: list[Any] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What a client has not been sent yet: ``tokens`` ids from ``first_index`` on, merged."""
@@ -38,6 +49,7 @@ class Piece:
     text: str
     logprobs: list[Any]
     finish: Finish | None
+    more: More | None = None
 
 
 @dataclass(slots=True)
@@ -53,10 +65,15 @@ class ChoiceStream:
     base: int = 0
     #: The next index that the worker is known to use; above ours, a tail was lost.
     high_water: int = 0
+    #: The ids only count: nobody else can go on from them.
+    opaque: bool = False
+    calls_tools: bool = False
     _held: dict[int, tuple[Sequence[int], str, Any, Any]] = field(default_factory=dict)
     _taken: int = 0
     _texts: list[str] = field(default_factory=list)
     _logprobs: list[Any] = field(default_factory=list)
+    _more: More | None = None
+    _prompt_seen: bool = False
     _finish_taken: bool = False
 
     @property
@@ -122,31 +139,53 @@ class ChoiceStream:
         tokens = len(self.token_ids) - self._taken
         if not tokens and not self._texts and not ends_now:
             return None
-        texts, logprobs = self._texts, self._logprobs
+        texts, logprobs, more = self._texts, self._logprobs, self._more
         piece = Piece(
             self._taken,
             tokens,
             texts[0] if len(texts) == 1 else "".join(texts),
             logprobs,
             self.finish if ends_now else None,
+            more,
         )
         self._taken += tokens
         self._texts = []
         self._logprobs = []
+        self._more = None
         self._finish_taken = ends_now or self._finish_taken
         return piece
 
     def _append(self, token_ids: Sequence[int], text: str, extra: Any, finish: Any) -> None:
         ids = array("I", token_ids)  # checked as a whole before anything changes
         end = None if finish is None else _checked(finish)
-        logprobs = extra.get("logprobs") if extra else None
-        if logprobs:
-            self._logprobs.extend(logprobs)
+        if extra:
+            self._take_extra(extra)
         self.token_ids.extend(ids)
         if text:
             self._texts.append(text)
         if end is not None:
             self.end(end)
+
+    def _take_extra(self, extra: Mapping[str, Any]) -> None:
+        logprobs, deltas = extra.get("logprobs"), extra.get("deltas")
+        prompt_logprobs = extra.get("prompt_logprobs")
+        # A list of anything is taken; what is in it is looked at when it is written.
+        for given in (logprobs, deltas, prompt_logprobs):
+            if given is not None and type(given) is not list:
+                raise TypeError("extras are lists")
+        calls = any("tool_calls" in delta for delta in deltas or ())
+        self.calls_tools = self.calls_tools or calls
+        if logprobs:
+            self._logprobs.extend(logprobs)
+        if deltas:
+            self._more = self._more or More()
+            self._more.deltas.extend(deltas)
+        # An attempt that goes on from tokens brings those of the prompt once more.
+        if prompt_logprobs and not self._prompt_seen:
+            self._more = self._more or More()
+            self._more.prompt_logprobs = prompt_logprobs
+            self._prompt_seen = True
+        self.opaque = self.opaque or extra.get("opaque") is True
 
     def _drain_held(self) -> None:
         while self.finish is None:

@@ -74,6 +74,7 @@ def _new_request(
         body_bytes=len(body),
         page_hashes=pack_hashes(page_hashes(prompt, origin.salt)),
         traceparent=origin.trace,
+        whole=sampling.prompt_logprobs is not None,
     )
     ends = frozenset(sampling.stop_token_ids)
     if not sampling.ignore_eos:
@@ -88,6 +89,8 @@ def _max_tokens(call: Call, model: ModelCard, prompt_tokens: int) -> int:
         raise invalid(param, "The prompt is empty")
     room = model.context_tokens_max - prompt_tokens
     wanted = 1 if call.max_tokens is None else call.max_tokens
+    if call.sampling.chat and call.max_tokens is not None:
+        return call.max_tokens  # our length is only a bound, the engine knows what fits
     if wanted > room:
         has = f"the prompt has {prompt_tokens} and at least {wanted} more were asked for"
         raise context_exceeded(param, model.context_tokens_max, has)

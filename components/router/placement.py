@@ -40,14 +40,15 @@ class Placement:
         if not any(lives.values()):
             return "no_worker"
         reason: WaitReason = "no_decode_room"
-        if lives["prefill"] and lives["decode"]:
+        paired = bool(lives["prefill"] and lives["decode"]) and not card.whole
+        if paired:
             decode = self._pick(card, lives["decode"], "decode", shard, now_s)
             prefill = self._pick(card, lives["prefill"], "prefill", shard, now_s)
             if not isinstance(decode, str) and not isinstance(prefill, str):
                 return decode, prefill
             reason = decode if isinstance(decode, str) else "no_prefill_room"
         able = lives["aggregated"]
-        if self.settings.any_engine_may_do_both and not (lives["prefill"] and lives["decode"]):
+        if self.settings.any_engine_may_do_both and not paired:
             able = able or lives["decode"] or lives["prefill"]
         if able:
             both = self._pick(card, able, "aggregated", shard, now_s)

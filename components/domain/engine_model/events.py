@@ -75,7 +75,7 @@ class PagesStored:
 
 @dataclass(frozen=True, slots=True)
 class PagesRemoved:
-    """Pages left the prefix cache to make room."""
+    """Pages left the prefix cache: to make room, or because somebody wanted it emptied."""
 
     at_s: float
     hashes: tuple[int, ...]

@@ -125,6 +125,14 @@ class EngineModel:
             raise ValueError("more page hashes than full pages in prompt and output")
         sequence.hashes = hashes
 
+    def forget_cached_pages(self, now_s: float) -> bool:
+        """Empty the prefix cache; False, and nothing is forgotten, while a sequence holds pages."""
+        now_s = self._settle(now_s)
+        if self._state.cache.used:
+            return False
+        self._state.removed(self._state.cache.forget(), now_s)
+        return True
+
     # Time
 
     def next_step_at(self) -> float | None:

@@ -91,6 +91,12 @@ class PageCache:
                 del self._shared[page]
                 self._cached[page] = None
 
+    def forget(self) -> list[int]:
+        """Empty what is cached; the hashes that are found no more."""
+        forgotten = list(self._cached)
+        self._cached.clear()
+        return forgotten
+
     def _hold(self, hashes: Sequence[int]) -> list[int]:
         """Hold pages under their hashes; those that were not here."""
         shared, cached = self._shared, self._cached

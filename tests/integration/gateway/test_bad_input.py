@@ -69,7 +69,9 @@ async def assert_well(yard: Yard) -> None:
             "context_length_exceeded",
         ),
         (
-            json.dumps(CALL | {"tools": [1]}).encode(),
+            json.dumps(
+                CALL | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+            ).encode(),
             400,
             "unsupported_parameter",
         ),

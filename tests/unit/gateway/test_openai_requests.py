@@ -1,32 +1,14 @@
 """What clients may ask for, and the exact name of what they may not."""
 
 import json
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from components.gateway.errors import ApiError
-from components.gateway.openai_requests import Call, parse_chat, parse_completion
-
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-def chat(**fields: Any) -> Call:
-    return parse_chat(json.dumps({"model": "m", "messages": HELLO} | fields).encode())
-
-
-def completion(**fields: Any) -> Call:
-    return parse_completion(json.dumps({"model": "m", "prompt": "hello"} | fields).encode())
-
-
-def refusal(parse, **fields: Any) -> tuple[int, str, str | None]:
-    with pytest.raises(ApiError) as caught:
-        parse(**fields)
-    error = caught.value
-    assert error.content["error"].keys() == {"message", "type", "param", "code"}
-    return error.status, error.code, error.param
+from components.gateway.openai_requests import parse_chat, parse_completion
+from tests.unit.gateway.calls import chat, completion, refusal
 
 
 def test_a_plain_chat_has_the_defaults_of_the_api():
@@ -66,6 +48,37 @@ def test_null_means_the_default():
     assert chat(**dict.fromkeys(names)).sampling == chat().sampling
 
 
+def test_a_prompt_may_be_all_that_is_wanted_if_it_is_echoed():
+    call = completion(max_tokens=0, echo=True)
+    assert (call.max_tokens, call.prompt_only) == (1, True)
+    assert not completion(max_tokens=1, echo=True).prompt_only
+    assert refusal(completion, max_tokens=0) == (400, "invalid_value", "max_tokens")
+    assert refusal(chat, max_tokens=0) == (400, "invalid_value", "max_tokens")
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_logprobs_of_the_prompt_have_a_bound_and_no_place_in_a_stream(parse):
+    assert parse(prompt_logprobs=0).sampling.prompt_logprobs == 0
+    assert parse(prompt_logprobs=20).prompt_logprobs
+    for value in (-1, 21):
+        assert refusal(parse, prompt_logprobs=value)[1:] == ("invalid_value", "prompt_logprobs")
+    assert refusal(parse, prompt_logprobs=1, stream=True)[2] == "prompt_logprobs"
+
+
+def test_echo_with_logprobs_asks_for_those_of_the_prompt_without_showing_them_apart():
+    call = completion(echo=True, logprobs=3)
+    assert (call.sampling.logprobs, call.sampling.prompt_logprobs) == (3, 3)
+    assert not call.prompt_logprobs
+    assert completion(echo=True, logprobs=3, prompt_logprobs=5).sampling.prompt_logprobs == 5
+    assert completion(echo=True).sampling.prompt_logprobs is None
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, "0.5", True])
+def test_min_p_is_a_part_of_one(value):
+    assert chat(min_p=0.05).sampling.min_p == 0.05
+    assert refusal(chat, min_p=value)[2] == "min_p"
+
+
 def test_both_names_of_the_token_limit_work_unless_they_differ():
     assert chat(max_completion_tokens=5).max_tokens == 5
     assert chat(max_completion_tokens=5, max_tokens=5).max_tokens == 5
@@ -101,12 +114,6 @@ def test_the_four_shapes_of_a_prompt(prompt, prompts):
     assert completion(prompt=prompt).prompts == prompts
 
 
-def test_parts_of_text_become_one_text_and_developer_becomes_system():
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    call = chat(messages=[{"role": "developer", "content": parts}, *HELLO])
-    assert call.messages[0] == {"role": "system", "content": "a\nb"}
-
-
 def test_unknown_fields_are_ignored_and_counted():
     assert chat(metadata={"a": 1}, colour="red", tools=None).ignored == 2
 
@@ -114,11 +121,6 @@ def test_unknown_fields_are_ignored_and_counted():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function"}),
-        ("response_format", {"type": "json_object"}),
-        ("logit_bias", {"5": 1}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "x"}),
         ("chat_template", "{{ 1 }}"),
@@ -127,9 +129,7 @@ def test_unknown_fields_are_ignored_and_counted():
         ("mm_processor_kwargs", {"x": 1}),
         ("kv_transfer_params", {"do_remote_decode": True}),
         ("cache_salt", "x"),
-        ("guided_json", {}),
-        ("structured_outputs", {}),
-        ("min_p", 0.1),
+        ("guided_decoding_backend", "x"),
         ("priority", True),
         ("echo", True),
         ("reasoning_effort", "high"),
@@ -160,7 +160,7 @@ def test_what_completions_cannot_honour():
     assert refusal(completion, best_of=3)[1:] == ("unsupported_parameter", "best_of")
     assert completion(best_of=2, n=2).sampling.n == 2
     assert refusal(completion, suffix="x")[1:] == ("unsupported_parameter", "suffix")
-    assert refusal(completion, echo=True, logprobs=1)[1] == "unsupported_parameter"
+    assert refusal(completion, tools=[{}])[1:] == ("unsupported_parameter", "tools")
     options = {"stream": True, "stream_options": {"continuous_usage_stats": True}}
     assert refusal(completion, **options)[2] == "stream_options.continuous_usage_stats"
 
@@ -204,42 +204,6 @@ def test_what_completions_cannot_honour():
 def test_a_wrong_value_names_its_field(fields, code, param):
     for parse in (chat, completion):
         assert refusal(parse, **fields) == (400, code, param)
-
-
-@pytest.mark.parametrize(
-    ("messages", "code", "param"),
-    [
-        ("hello", "invalid_type", "messages"),
-        ([], "invalid_value", "messages"),
-        (HELLO * 2049, "invalid_value", "messages"),
-        (["hello"], "invalid_type", "messages[0]"),
-        ([{"content": "x"}], "invalid_value", "messages[0].role"),
-        ([{"role": "emperor", "content": "x"}], "invalid_value", "messages[0].role"),
-        ([{"role": ["user"], "content": "x"}], "invalid_value", "messages[0].role"),
-        ([{"role": "tool", "content": "x"}], "unsupported_parameter", "messages[0].role"),
-        ([{"role": "user"}], "missing_required_parameter", "messages[0].content"),
-        ([{"role": "user", "content": 7}], "invalid_type", "messages[0].content"),
-        ([{"role": "user", "content": ["x"]}], "invalid_type", "messages[0].content"),
-        (
-            [{"role": "user", "content": [{"type": "image_url"}]}],
-            "unsupported_parameter",
-            "messages[0].content[0].type",
-        ),
-        (
-            [{"role": "user", "content": [{"type": "text"}]}],
-            "invalid_type",
-            "messages[0].content[0].text",
-        ),
-        (
-            [{"role": "assistant", "content": "x", "tool_calls": [{}]}],
-            "unsupported_parameter",
-            "messages[0].tool_calls",
-        ),
-        ([{"role": "user", "content": "x", "name": 7}], "invalid_value", "messages[0].name"),
-    ],
-)
-def test_a_wrong_message_is_named_by_its_place(messages, code, param):
-    assert refusal(chat, messages=messages) == (400, code, param)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +252,7 @@ json_values = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["model", "messages", "prompt", "stop", "n", "stream", "tools", "logprobs", "seed", "echo"]
+FIELDS += ["tool_choice", "response_format", "structured_outputs", "guided_json", "logit_bias"]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), json_values))

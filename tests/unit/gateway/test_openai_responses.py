@@ -7,7 +7,7 @@ import pytest
 
 from components.gateway.errors import ApiError, of_end
 from components.gateway.openai_requests import Api
-from components.gateway.openai_responses import Head, Usage, dialect, error_event
+from components.gateway.openai_responses import Echo, Head, Usage, dialect, error_event
 from components.gateway.request import End, Request
 from components.gateway.streams import Finish, Piece
 from schemas.codes import RefusalCode
@@ -77,10 +77,12 @@ def test_an_end_without_tokens_has_no_place_of_its_own():
 
 
 def test_a_chat_opens_with_the_role_and_a_completion_with_its_echo():
-    [(_, opening)] = events(dialect("chat", head()).opening(2))
+    [(_, opening)] = events(dialect("chat", head()).opening(2, piece()))
     assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert dialect("completions", head()).opening(0) == b""
-    [(_, echo)] = events(dialect("completions", head(echoes={1: "once "})).opening(1))
+    assert dialect("completions", head()).opening(0, piece()) == b""
+    [(_, echo)] = events(
+        dialect("completions", head(echoes={1: Echo("once ")})).opening(1, piece())
+    )
     assert echo["choices"][0]["text"] == "once "
 
 
@@ -98,7 +100,7 @@ def test_usage_comes_in_an_event_without_choices(api: Api):
 
 def test_offsets_of_logprobs_go_on_from_piece_to_piece_and_begin_behind_the_echo():
     chosen = [[[1, -0.5, "ab"], [9, -2.0, "x"]], [[2, -0.25, "c"]]]
-    answers = dialect("completions", head(logprobs=True, echoes={0: "once "}))
+    answers = dialect("completions", head(logprobs=True, echoes={0: Echo("once ")}))
     first = events(answers.piece(0, piece("abc", logprobs=chosen)))[0][1]
     second = events(answers.piece(0, piece("d", logprobs=[[[3, -1.0, "d"]]])))[0][1]
     assert first["choices"][0]["logprobs"] == {
