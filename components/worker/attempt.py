@@ -60,6 +60,7 @@ class Attempt:
             sampling=body.sampling,
             emitted=body.emitted,
             page_hashes=hashes[: len(body.prompt_token_ids) // 16],
+            peer=self.run.peer,
         )
         self.choices_left = len(self.job.open_choices)
 

@@ -46,6 +46,7 @@ from components.worker.engine import (
     EngineLoad,
     JobFailed,
     JobKey,
+    JobRejected,
     KvArrived,
     KvFailed,
     KvSource,
@@ -67,12 +68,13 @@ from components.worker.outcomes import (
     Submit,
     WorkerOutcome,
 )
+from components.worker.posture import Posture
 from components.worker.settings import WorkerSettings
 from components.worker.surroundings import Life, Surroundings
 from schemas.attempt import CancelAttempt, RunAttempt
 from schemas.body import FetchBody
 from schemas.codes import AttemptState, FinishReason, NackReason, ReleaseReason
-from schemas.engine import EngineLoadReported
+from schemas.engine import ControlEngine, ControlEngineReply, EngineLoadReported
 from schemas.fleet import HeartbeatSent
 from schemas.handoff import (
     ConsumeHandoff,
@@ -82,6 +84,7 @@ from schemas.handoff import (
     ReleaseHandoff,
     RenewHandoff,
 )
+from schemas.request import RequestRefused
 
 HandoffMessage = (
     OfferHandoff | GrantHandoff | RenewHandoff | ReadyHandoff | ConsumeHandoff | ReleaseHandoff
@@ -111,6 +114,7 @@ class WorkerCore:
         )
         self._sends = PrefillSide(instance, epoch, settings.handoff())
         self._receives = DecodeSide(instance, epoch, settings.handoff())
+        self.posture = Posture(settings.role)
         self.draining = False
 
     # What others want to know
@@ -137,7 +141,7 @@ class WorkerCore:
         return EngineLoadReported(
             engine=self._instance,
             engine_epoch=self._epoch,
-            role=self._settings.role,
+            role=self.posture.role,
             model=self._settings.model,
             shard=self._settings.shard_name,
             running=load.running,
@@ -156,7 +160,9 @@ class WorkerCore:
             predicted_wait_ms=load.predicted_wait_ms,
             capacity_tokens_per_s=load.capacity_tokens_per_s,
             scheduling_mode=load.scheduling_mode,
-            accepting=not self.draining,
+            accepting=self.posture.is_open and not self.draining,
+            activity=self.posture.activity,
+            step_fit=load.step_fit,
         )
 
     # An attempt comes
@@ -191,8 +197,8 @@ class WorkerCore:
         known = self._attempts.get(request_id)
         if (known is not None and known.key[1] >= number) or self._memory.has_run(*attempt.key):
             return "duplicate"
-        if self.draining or run.worker_epoch != self._epoch:
-            # Meant for my former life: its router has not heard that it ended.
+        if self.draining or not self.posture.takes_new or run.worker_epoch != self._epoch:
+            # Of an epoch not ours: meant for my former life, and its router has not heard of it.
             return "draining"
         if run.phase not in self._able.phases:
             return "unsupported"
@@ -340,6 +346,16 @@ class WorkerCore:
             outcomes.append(FailStream(attempt.key, "error"))
         return outcomes + self._leave(attempt, "error", "transfer_failed", now_s)
 
+    def _reject(self, attempt: Attempt, param: str, now_s: float) -> Outcomes:
+        """No engine can do what it asks for: its client hears that, and nobody tries again."""
+        refused = RequestRefused(
+            request_id=attempt.key[0], attempt=attempt.key[1], code="invalid_request", detail=param
+        )
+        outcomes: Outcomes = [Send(refused, (attempt.gateway,), attempt.run.card.traceparent)]
+        if attempt.run.phase != "prefill":
+            outcomes.append(DropStream(attempt.key))
+        return outcomes + self._leave(attempt, "error", "cancelled", now_s)
+
     def on_began(self, key: JobKey, now_s: float) -> Outcomes:
         """Its first token has come out."""
         attempt = self._find(key)
@@ -407,6 +423,8 @@ class WorkerCore:
             return [ReleaseKv(event.key)] if isinstance(event, Prefilled) else []
         if isinstance(event, Prefilled):
             return self._on_prefilled(attempt, event, now_s)
+        if isinstance(event, JobRejected):
+            return [*self._reject(attempt, event.param, now_s), Count("jobs_rejected_total")]
         if isinstance(event, JobFailed):
             return [*self._fail(attempt, now_s), Count("jobs_failed_total")]
         return self._do(self._on_bytes(event, attempt.run.transfer_id or "", now_s), now_s)
@@ -602,6 +620,47 @@ class WorkerCore:
             if life[1] is not None and not self._around.peers.lives(life[0], life[1]):
                 return self._on_lost([(life[0], life[1])], now_s)  # it died before we met it
         return []
+
+    # What operators want
+
+    def begin_control(self, control: ControlEngine, now_s: float) -> tuple[Outcomes, str]:
+        """Begin what an operator wants, or say why not. Begun, it ends with ``end_control``.
+
+        Whoever loses its work by it hears of that first: the client goes on elsewhere.
+        """
+        objection = self.posture.begin(control, self._able.phases)
+        if objection or not self.posture.needs_engine(control):
+            return [], objection
+        outcomes: Outcomes = []
+        if control.action == "sleep" or (control.action == "pause" and not control.keep):
+            for attempt in list(self._attempts.values()):
+                if attempt.state != "holding" or control.action == "sleep":
+                    outcomes += self._give_up(attempt, now_s)
+        return outcomes, ""
+
+    def end_control(self, control: ControlEngine, *, done: bool) -> None:
+        """What was begun is done, or was not to be done."""
+        self.posture.end(control, done=done)
+
+    def controlled(self, detail: str) -> ControlEngineReply:
+        """How the engine stands; ``detail`` says why something was not done, if it was not."""
+        return ControlEngineReply(
+            engine=self._instance,
+            done=not detail,
+            detail=detail,
+            role=self.posture.role,
+            activity=self.posture.activity,
+            accepting=self.posture.is_open and not self.draining,
+        )
+
+    def _give_up(self, attempt: Attempt, now_s: float) -> Outcomes:
+        """The engine is about to lose what it has of it."""
+        if self._find(attempt.key) is not attempt:
+            return []  # the other half, which ended here before it
+        if attempt.state == "fetching":
+            return self._refuse_late(attempt, "draining", now_s)
+        stop: Outcomes = [Abort(attempt.key)] if attempt.state == "running" else []
+        return stop + self._fail(attempt, now_s)
 
     # Leaving
 

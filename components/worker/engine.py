@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 from components.domain.bodies import Emitted
 from schemas.body import SamplingParameters
 from schemas.codes import NackReason, Phase
+from schemas.engine import StepTimeFit
 from schemas.fleet import ModelCard
 from schemas.frames import Entry
 from schemas.handoff import OfferHandoff
@@ -61,6 +62,8 @@ class Job:
     emitted: Mapping[int, Emitted] = field(default_factory=dict)
     page_hashes: tuple[int, ...] = ()
     kv: KvSource | None = None
+    #: The worker that has the other half of this request, if any.
+    peer: str | None = None
 
     @property
     def key(self) -> JobKey:
@@ -157,7 +160,18 @@ class JobFailed:
     detail: str = ""
 
 
-EngineEvent = Prefilled | Moved | MoveFailed | KvArrived | KvFailed | JobFailed
+@dataclass(frozen=True, slots=True)
+class JobRejected:
+    """What the request asks for can be honoured by no engine of this kind: do not try elsewhere.
+
+    ``param`` is OpenAI's name of what is wrong. The engine holds nothing for the job any more.
+    """
+
+    key: JobKey
+    param: str
+
+
+EngineEvent = Prefilled | Moved | MoveFailed | KvArrived | KvFailed | JobFailed | JobRejected
 
 
 class Sink(Protocol):
@@ -194,6 +208,9 @@ class EngineLoad:
     predicted_wait_ms: float = 0.0
     capacity_tokens_per_s: float = 0.0
     scheduling_mode: SchedulingMode = "balanced"
+    step_fit: StepTimeFit | None = None
+    #: Prompt tokens whose KV came from another engine, since the start.
+    external_hit_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +224,11 @@ class Capabilities:
 
 
 class Engine(Protocol):
-    """One engine. All calls come from the event loop's thread; only ``start`` and ``stop`` wait."""
+    """One engine. All calls come from the event loop's thread.
+
+    Only ``start``, ``stop`` and what operators ask for (``pause`` and what follows it) wait. An
+    engine that cannot do one of the latter raises ``EngineRefused("unsupported")``.
+    """
 
     async def start(self, sink: Sink) -> None:
         """Return when jobs may be submitted. Raises ``CannotStart`` when something is missing."""
@@ -273,3 +294,25 @@ class Engine(Protocol):
 
         Its seat and pages are free within one engine step. An unknown key changes nothing.
         """
+
+    async def pause(self, *, keep: bool) -> None:
+        """Make no more steps: what runs is frozen (``keep``), or lost with a ``JobFailed`` each.
+
+        Jobs are still taken and wait. ``running`` is 0 meanwhile: nobody is to blame.
+        """
+
+    async def resume(self) -> None:
+        """Go on after ``pause``."""
+
+    async def sleep(self, level: int) -> None:
+        """Give the GPU's memory back. 1 keeps the weights on the host, 2 drops them.
+
+        What runs is lost with a ``JobFailed`` each, and the prefix cache with it.
+        """
+
+    async def wake(self) -> None:
+        """Undo ``sleep``."""
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget the cached pages; False, and nothing is forgotten, when some are in use."""
+        ...

@@ -10,27 +10,56 @@ from components.worker.simulated.link import SimulatedLink
 
 def make_engine(host: Host, settings: WorkerSettings) -> Engine:
     """The engine, not yet started."""
+    if settings.engine == "sglang":
+        return _sglang(host, settings)
     return _vllm(host, settings) if settings.engine == "vllm" else _simulated(host, settings)
 
 
 def _vllm(host: Host, settings: WorkerSettings) -> Engine:
     # Only here: whoever runs no vLLM shall not need it.
     from components.worker.vllm.engine import VllmEngine  # noqa: PLC0415
-    from components.worker.vllm.handoff import Relay  # noqa: PLC0415
     from components.worker.vllm.loading import VllmModel, load_async_llm  # noqa: PLC0415
+    from components.worker.vllm.odd_outputs import OddOutputs  # noqa: PLC0415
     from components.worker.vllm.page_reports import PageReports  # noqa: PLC0415
+    from components.worker.vllm.wiring import wired  # noqa: PLC0415
 
+    kv_transfer, exchange = wired(host, settings)
     model = VllmModel(
         name=settings.model,
         source=settings.model_source or settings.model,
         created_s=host.epoch // 1000,
         engine_args=settings.engine_args,
-        kv_transfer=settings.kv_transfer_config(f"{host.instance}-{host.epoch}"),
+        kv_transfer=kv_transfer,
         kv_events=settings.kv_events,
+        tool_parser=settings.tool_parser,
+        reasoning_parser=settings.reasoning_parser,
+        grammar_cpu_s=settings.grammar_cpu_s,
+        on_odd_output=OddOutputs(host).say,
     )
     pages = PageReports(host)
     return VllmEngine(
-        lambda: load_async_llm(model), Relay(), on_fault=host.fault, on_pages=pages.say
+        lambda: load_async_llm(model), exchange, on_fault=host.fault, on_pages=pages.say
+    )
+
+
+def _sglang(host: Host, settings: WorkerSettings) -> Engine:
+    from components.worker.sglang.engine import SglangEngine, SglangModel  # noqa: PLC0415
+
+    model = SglangModel(
+        name=settings.model,
+        created_s=host.epoch // 1000,
+        prefill_urls=settings.prefill_urls,
+        decode_urls=settings.decode_urls,
+        context_tokens_max=settings.context_tokens_max,
+        seqs_max=settings.seqs_max,
+        waiting_max=settings.waiting_max,
+    )
+    return SglangEngine(
+        model,
+        settings.sglang,
+        clock=host.clock,
+        count=host.counters.add,
+        on_fault=host.fault,
     )
 
 

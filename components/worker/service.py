@@ -9,6 +9,7 @@ from bus.errors import AskTimedOut, NoResponders, NotConnected
 from bus.subjects import ANY
 from components.domain.outcomes import Ask, Count, Record, Send
 from components.host.host import Host
+from components.worker.controls import Controls
 from components.worker.core import HandoffMessage, Outcomes, WorkerCore
 from components.worker.engine import Engine, EngineEvent, EngineRefused, Job
 from components.worker.engines import make_engine
@@ -30,6 +31,7 @@ from components.worker.outcomes import (
 from components.worker.settings import WorkerSettings
 from schemas.attempt import CancelAttempt, ResumeStreams, ResumeStreamsReply, RunAttempt
 from schemas.body import FetchBody, FetchBodyReply
+from schemas.engine import ControlEngine
 from schemas.fleet import HeartbeatSent, ShowModel, ShowModelReply
 from schemas.frames import Entry
 from schemas.handoff import (
@@ -74,6 +76,7 @@ class Worker:
         self._load = LoadReports(host.clock, settings.load_interval_ms / 1e3, self._report_load)
         self._subscriptions: list[Subscription] = []
         self._idle = asyncio.Event()
+        self._controls = Controls(host, self._engine, self._do, self.until_idle)
 
     # Its life
 
@@ -104,6 +107,7 @@ class Worker:
                 self._on_show_model,
                 queue=SHOW_MODEL_QUEUE,
             ),
+            await bus.subscribe(subjects.control_engine(me), ControlEngine, self._on_control),
             await bus.subscribe(subjects.run_attempt(me), RunAttempt, self._on_run),
         ]
 
@@ -111,13 +115,20 @@ class Worker:
         core = self._running_core
         core.drain()
         self._load.now()
-        if not core.is_idle:
-            self._idle.clear()
-            try:
-                async with asyncio.timeout(deadline_s):
+        if not await self.until_idle(deadline_s):
+            self._host.log.warning("drain: %d attempts left", len(core.running))
+
+    async def until_idle(self, deadline_s: float) -> bool:
+        """Wait for what is here to end; False when it has not in time."""
+        core = self._running_core
+        try:
+            async with asyncio.timeout(deadline_s):
+                while not core.is_idle:
+                    self._idle.clear()
                     await self._idle.wait()
-            except TimeoutError:
-                self._host.log.warning("drain: %d attempts left", len(core.running))
+        except TimeoutError:
+            return False
+        return True
 
     async def stop(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -132,7 +143,7 @@ class Worker:
 
     def heartbeat(self) -> dict[str, object]:
         return {
-            "role": self._settings.role,
+            "role": self._core.posture.role if self._core else self._settings.role,
             "model": self._settings.model,
             "shard": self._settings.shard_name,
             "watermark": self._engine.watermark if self._core else 0,
@@ -173,6 +184,14 @@ class Worker:
 
     def _on_show_model(self, received: Received[ShowModel]) -> None:
         self._host.bus.respond(received, ShowModelReply(card=self._engine.model_card()))
+
+    def _on_control(self, received: Received[ControlEngine]) -> None:
+        _ = self._host.tasks.spawn("control the engine", self._control(received))
+
+    async def _control(self, received: Received[ControlEngine]) -> None:
+        reply = await self._controls.fulfil(received.message, self._running_core)
+        self._load.now()
+        self._host.bus.respond(received, reply)
 
     def _on_reconnect(self) -> None:
         if self._core is not None:
@@ -303,7 +322,9 @@ class Worker:
         core = self._core
         if core is None:
             return
-        report = core.load_report(self._engine.load())
+        load = self._engine.load()
+        report = core.load_report(load)
+        self._host.counters["external_hit_tokens"] = load.external_hit_tokens
         self._host.counters["leases"] = report.leases
         self._host.counters["attempts"] = len(core.running)
         self._host.counters["kept_bytes"] = self._frames.kept_bytes

@@ -1,13 +1,21 @@
 """The worker's settings."""
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from components.domain.engine_model.request import EngineLimits
 from components.domain.handoff import HandoffSettings
 from components.domain.profiles import profile_named
 from components.host.settings import Settings
+from components.worker.sglang.settings import (
+    PrefillUrl,
+    SglangSettings,
+    SglangTable,
+    prefill_url,
+    server_url,
+    whole_pair,
+)
 from schemas.codes import Role
 
 MIB = 1024 * 1024
@@ -24,7 +32,7 @@ class WorkerSettings(Settings):
     role: Role = "aggregated"
     model: str = Field(default="sim/words", min_length=1, max_length=200)
     shard: str = ""
-    engine: Literal["sim", "vllm"] = "sim"
+    engine: Literal["sim", "vllm", "sglang"] = "sim"
 
     # The simulated engine.
     #: Names: components/domain/profiles.py; or constant:ttft_ms=...,itl_ms=...
@@ -46,12 +54,35 @@ class WorkerSettings(Settings):
     model_source: str = ""
     #: Arguments of vLLM's engine, by their names: max_model_len, block_size, ...
     engine_args: dict[str, Any] = Field(default_factory=dict)
+    #: How KV is handed over: ``switchyard`` by our connector, ``other`` by one of vLLM's that
+    #: ``kv_transfer`` names, ``none`` not at all. ``auto``: what ``kv_transfer`` names, else ours
+    #: for prefill and decode engines, else none.
+    connector: Literal["auto", "switchyard", "other", "none"] = "auto"
+    #: What carries the bytes of our connector; ``auto``: NCCL between GPUs, Gloo between CPUs.
+    link: Literal["auto", "gloo", "nccl"] = "auto"
+    #: More for our connector (components/worker/vllm/connector/config.py): link_address, ...
+    connector_args: dict[str, Any] = Field(default_factory=dict)
+    #: The nkey seed of each rank of the engine, with ``{rank}`` in it or the same for all.
+    connector_key_file: str = ""
     #: vLLM's KVTransferConfig: kv_connector, kv_connector_module_path, kv_connector_extra_config,
-    #: ... Empty for an engine that hands nothing over; role and engine id go without saying.
+    #: ... Role and engine id go without saying.
     kv_transfer: dict[str, Any] = Field(default_factory=dict)
 
     #: Say on the bus what enters and leaves its prefix cache.
     kv_events: bool = False
+    #: Names of vLLM's parsers (hermes, ...; deepseek_r1, ...): without them the gateway refuses
+    #: ``tool_choice: auto``, and reasoning stays in the content.
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    #: What one JSON schema, regular expression or grammar may cost to compile, in core seconds.
+    grammar_cpu_s: float = Field(default=3.0, gt=0, le=15)
+
+    # SGLang.
+    #: Where the servers are: prefill as URL, "URL PORT" or [URL, bootstrap port or null].
+    prefill_urls: tuple[Annotated[PrefillUrl, BeforeValidator(prefill_url)], ...] = ()
+    decode_urls: tuple[Annotated[str, BeforeValidator(server_url)], ...] = ()
+    #: How they are chosen, spoken to and judged: components/worker/sglang/settings.py.
+    sglang: SglangTable = SglangSettings()
 
     # The handoff; what each means: components/domain/handoff.py.
     lease_ms: int = Field(default=10_000, ge=100)
@@ -93,9 +124,26 @@ class WorkerSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _can_hand_over(self) -> "WorkerSettings":
-        if self.engine == "vllm" and self.role != "aggregated" and not self.kv_transfer:
-            raise ValueError(f"a {self.role} engine of vLLM needs kv_transfer (a connector)")
+    def _knows_its_connector(self) -> "WorkerSettings":
+        if (self.connector == "other") != bool(self.kv_transfer) and self.connector != "auto":
+            raise ValueError('kv_transfer belongs to connector "other" (or "auto"), and it to that')
+        return self
+
+    @property
+    def hands_over_by(self) -> Literal["switchyard", "other", "none"]:
+        """What ``connector`` comes to."""
+        if self.connector != "auto":
+            return self.connector
+        if self.kv_transfer:
+            return "other"
+        return "none" if self.role == "aggregated" else "switchyard"
+
+    @model_validator(mode="after")
+    def _has_whole_pairs(self) -> "WorkerSettings":
+        if self.engine == "sglang":
+            whole_pair(self.prefill_urls, self.decode_urls)
+            if self.role != "aggregated":
+                raise ValueError('engine "sglang" does both halves: its role is aggregated')
         return self
 
     @property

@@ -52,11 +52,22 @@ class Collector:
 
 
 @asynccontextmanager
-async def running_engine(directory, exchange=None, kv_transfer=None, on_pages=None, **engine_args):
-    """The engine and its sink; afterwards nothing may be left of any job."""
+async def running_engine(
+    directory, exchange=None, kv_transfer=None, on_pages=None, parsing=None, **engine_args
+):
+    """The engine and its sink; afterwards nothing may be left of any job.
+
+    ``parsing``: fields of ``VllmModel`` that concern parsers.
+    """
     faults: list[BaseException] = []
     model = VllmModel(
-        "tiny", str(directory), 1, {**SMALL, **engine_args}, kv_transfer or {}, on_pages is not None
+        "tiny",
+        str(directory),
+        1,
+        {**SMALL, **engine_args},
+        kv_transfer or {},
+        on_pages is not None,
+        **(parsing or {}),
     )
     engine = VllmEngine(
         lambda: load_async_llm(model),

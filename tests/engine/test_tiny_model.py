@@ -26,3 +26,28 @@ def test_every_text_has_tokens_and_comes_back(tiny_model):
     assert tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
     ) == ("<|user|>Hi<|assistant|>")
+
+
+def test_tools_calls_and_results_are_written_as_hermes_has_it(tiny_model):
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert tokenizer.convert_ids_to_tokens([6, 7, 264, 265]) == [
+        "<tool_call>",
+        "</tool_call>",
+        "<think>",
+        "</think>",
+    ]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    rendered = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert rendered == (
+        '<|system|><tools>{"type": "function", "function": {"name": "f"}}</tools><|user|>Hi'
+        '<|assistant|><tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+        "<|user|><tool_response>2</tool_response>"
+    )

@@ -16,6 +16,7 @@ GREEDY = {"temperature": 0, "extra_body": {"ignore_eos": True}}
 
 CONNECTORS = {
     "aggregated": None,
+    "switchyard": None,
     "ExampleConnector": {"kv_role": "kv_both", "kv_connector_extra_config": {}},
     "NixlConnector": {"kv_buffer_device": "cpu"},
 }

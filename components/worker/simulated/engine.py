@@ -11,7 +11,7 @@ begin with its first token, when the prompt's pages can be found.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,6 +48,7 @@ from components.worker.engine import (
     Prefilled,
     Sink,
 )
+from components.worker.simulated.halting_clock import HaltingClock
 from components.worker.simulated.link import Link
 from components.worker.simulated.writing import Writing
 from schemas.fleet import ModelCard
@@ -74,6 +75,7 @@ class _Running:
 
     job: Job
     parked: bool = False
+    prefilled: bool = False
     writings: dict[str, Writing] = field(default_factory=dict)
     siblings: list[Writing] = field(default_factory=list)
     cached_tokens: int = 0
@@ -101,7 +103,7 @@ class SimulatedEngine:
             kv_pages_total=self._model.gauges().kv_pages_total,
             kv_bytes_per_token=profile.kv_bytes_per_token,
         )
-        self._clock = clock
+        self._clock = HaltingClock(clock)
         self._link = link
         self._on_fault = on_fault
         self._sink: Sink | None = None
@@ -113,6 +115,7 @@ class SimulatedEngine:
         self._steps = 0
         self._wakes: asyncio.Handle | None = None
         self._wakes_at_s: float | None = None
+        self._waking_s: float | None = None
 
     async def start(self, sink: Sink) -> None:
         self._sink = sink
@@ -122,7 +125,7 @@ class SimulatedEngine:
         self._link.close()
         for key in list(self._jobs):
             self.abort(key)
-        self._sleep()
+        self._wake_never()
 
     # What it is
 
@@ -136,7 +139,7 @@ class SimulatedEngine:
 
     @property
     def running(self) -> int:
-        return self._model.gauges().running
+        return 0 if self._clock.is_halted else self._model.gauges().running
 
     @property
     def free_pages(self) -> int:
@@ -248,7 +251,7 @@ class SimulatedEngine:
 
     def _enter_model(self, request: ModelRequest) -> None:
         try:
-            self._model.submit(request, self._clock.now_s())
+            self._model.submit(request, self._now_s)
         except RequestTooLarge as error:
             raise EngineRefused("too_long", str(error)) from error
         except EngineModelError as error:
@@ -275,7 +278,7 @@ class SimulatedEngine:
         if running is None:
             return
         self._link.stop(key)
-        now_s = self._clock.now_s()
+        now_s = self._now_s
         for model_id in (*running.writings, _prefill_id(key)):
             self._model.cancel(model_id, now_s)
             self._writings.pop(model_id, None)
@@ -307,6 +310,39 @@ class SimulatedEngine:
     def _kv_bytes(self, job: Job) -> int:
         return job.kv_tokens * self._model.profile.kv_bytes_per_token
 
+    # What operators ask for
+
+    async def pause(self, *, keep: bool) -> None:
+        self._halt()
+        if not keep:
+            self._lose(key for key, running in self._jobs.items() if not running.prefilled)
+
+    async def resume(self) -> None:
+        self._clock.go_on()
+        self._wake_soon()
+
+    async def sleep(self, level: int) -> None:
+        self._halt()
+        self._lose(self._jobs)
+        self._model.forget_cached_pages(self._now_s)
+
+    async def wake(self) -> None:
+        await self.resume()
+
+    async def reset_prefix_cache(self) -> bool:
+        return self._model.forget_cached_pages(self._now_s)
+
+    def _halt(self) -> None:
+        self._clock.halt()
+        self._wake_never()
+
+    def _lose(self, keys: Iterable[JobKey]) -> None:
+        lost: list[EngineEvent] = [JobFailed(key, "lost by an operator's wish") for key in keys]
+        for event in lost:
+            self.abort(event.key)
+        if lost and self._sink is not None:
+            asyncio.get_running_loop().call_soon(self._sink, [], lost)
+
     # Time
 
     def _wake_soon(self) -> None:
@@ -314,9 +350,11 @@ class SimulatedEngine:
 
     def _wake_at(self, at_s: float) -> None:
         """Wake then, or earlier if that is planned already."""
-        if self._sink is None or (self._wakes_at_s is not None and self._wakes_at_s <= at_s):
+        if self._sink is None or self._clock.is_halted:
             return
-        self._sleep()
+        if self._wakes_at_s is not None and self._wakes_at_s <= at_s:
+            return
+        self._wake_never()
         loop, delay_s = asyncio.get_running_loop(), at_s - self._clock.now_s()
         self._wakes_at_s = at_s
         if delay_s <= 0:
@@ -324,7 +362,7 @@ class SimulatedEngine:
         else:
             self._wakes = loop.call_later(delay_s, self._wake)
 
-    def _sleep(self) -> None:
+    def _wake_never(self) -> None:
         if self._wakes is not None:
             self._wakes.cancel()
         self._wakes = self._wakes_at_s = None
@@ -335,8 +373,7 @@ class SimulatedEngine:
         if sink is None:
             return
         try:
-            for event in self._model.advance(self._clock.now_s() + EARLY_S):
-                self._on_event(event)
+            self._tell(self._clock.now_s() + EARLY_S)
             entries, self._entries = self._entries, []
             events, self._events = self._events, []
             if entries or events:
@@ -347,6 +384,24 @@ class SimulatedEngine:
         next_s = self._model.next_step_at()
         if next_s is not None:
             self._wake_at(next_s)
+
+    @property
+    def _now_s(self) -> float:
+        """Time for the model. It stands still while the model's events are told.
+
+        A step that ended between two of them would be the model's secret: after the last step of
+        all nothing plans a wake-up.
+        """
+        return self._clock.now_s() if self._waking_s is None else self._waking_s
+
+    def _tell(self, now_s: float) -> None:
+        """Tell what happened until then."""
+        self._waking_s = now_s
+        try:
+            for event in self._model.advance(now_s):
+                self._on_event(event)
+        finally:
+            self._waking_s = None
 
     def _on_event(self, event: ModelEvent) -> None:
         match event:
@@ -378,7 +433,7 @@ class SimulatedEngine:
     def _end(self, writing: Writing) -> None:
         """The story is over: the model frees its seat and pages."""
         del self._writings[writing.model_id]
-        self._model.finish(writing.model_id, self._clock.now_s())
+        self._model.finish(writing.model_id, self._now_s)
         key = (writing.request_id, writing.attempt)
         running = self._jobs[key]
         del running.writings[writing.model_id]
@@ -408,6 +463,7 @@ class SimulatedEngine:
     def _on_prefilled(self, model_id: str) -> None:
         key = self._prefills[model_id]
         running = self._jobs[key]
+        running.prefilled = True
         tokens = running.job.kv_tokens
         self._events.append(
             Prefilled(

@@ -21,23 +21,31 @@ from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-fo
 from vllm.v1.engine.async_llm import AsyncLLM  # type: ignore[import-not-found]
 from vllm.v1.engine.exceptions import EngineDeadError  # type: ignore[import-not-found]
 from vllm.v1.metrics.loggers import StatLoggerBase  # type: ignore[import-not-found]
+from vllm.v1.structured_output.utils import (  # type: ignore[import-not-found]
+    grammar_is_likely_lark,
+)
 
 from components.host.errors import CannotStart
+from components.worker.engine import Job
+from components.worker.vllm import grammar_seam
 from components.worker.vllm.backend import (
+    BadParameter,
     BadSequence,
+    Constraint,
     EngineDied,
     Facts,
     LogprobsOfToken,
     Output,
+    Reading,
     SequenceTask,
     Stats,
-    Text,
 )
 from components.worker.vllm.card import card_of
+from components.worker.vllm.constraints import Rehearsals, Spec, rehearsal
 from components.worker.vllm.kv_events import KvEvents
-from components.worker.vllm.loading import VllmModel
+from components.worker.vllm.loading import VllmModel, in_thread
 from components.worker.vllm.page_names import PagesChange
-from components.worker.vllm.text import TextOfChoice
+from components.worker.vllm.parsing import Parsing, check_names, params_of
 from schemas.body import SamplingParameters
 
 #: What vLLM's processes may take to end by themselves before they are killed.
@@ -46,12 +54,17 @@ SHUTDOWN_S: Final = 2.0
 NEWEST: Final = 0.1
 #: Impossible tokens have a logprob of minus infinity, which JSON does not know; OpenAI's floor.
 LOGPROB_MIN: Final = -9999.0
+#: OpenAI's bounds of a bias.
+BIAS_MAX: Final = 100.0
+#: Kinds that every compiler takes in its stride.
+UNREHEARSED: Final = frozenset({"choice", "json_object"})
 
 
 class AsyncLLMBackend:
     """See the top of the file. Raises ``CannotStart``."""
 
     def __init__(self, model: VllmModel) -> None:
+        check_names(model.tool_parser, model.reasoning_parser)
         # Ctrl-C in a terminal reaches every process there is, and vLLM's would drop what they run.
         # This thread's mask becomes theirs; they end when they are told. (The tracker, when it is
         # started, would take the mask away.)
@@ -60,6 +73,8 @@ class AsyncLLMBackend:
         self._meter = _Meter()
         self._events = KvEvents() if model.kv_events else None
         config = {"disable_log_stats": True, **model.engine_args, "model": model.source}
+        if model.reasoning_parser:  # then constraints begin where the reasoning ends
+            config["reasoning_parser"] = model.reasoning_parser
         try:
             if model.kv_transfer:
                 config["kv_transfer_config"] = KVTransferConfig(**model.kv_transfer)
@@ -71,7 +86,15 @@ class AsyncLLMBackend:
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             self._close_events()
             raise CannotStart(f"vLLM cannot load {model.source}: {error}") from error
-        self.facts = _facts(self._llm, model)
+        self._rehearsals = Rehearsals(self._tokens, rehearsal(model.grammar_cpu_s))
+        try:
+            self._parsing = Parsing(
+                self._llm, model.tool_parser, model.reasoning_parser, model.on_odd_output
+            )
+        except CannotStart:
+            self.stop()
+            raise
+        self.facts = _facts(self._llm, model, self._parsing)
 
     async def attach(self) -> None:
         # Asked for once, so that what is submitted later is known to vLLM within its first turn.
@@ -82,6 +105,7 @@ class AsyncLLMBackend:
         llm, self._llm = self._llm, None
         if llm is None:
             return
+        self._rehearsals.stop()
         if (listener := llm.output_handler) is not None:  # else it tells of a death
             listener.get_loop().call_soon_threadsafe(listener.cancel)
         llm.shutdown(timeout=SHUTDOWN_S)
@@ -104,23 +128,60 @@ class AsyncLLMBackend:
     def _logger(self, vllm_config: Any, engine_index: int = 0) -> "_StepLogger":
         return _StepLogger(self._meter)
 
-    def text(self, prompt: Sequence[int], sampling: SamplingParameters) -> Text:
-        return TextOfChoice(self._llm.tokenizer, prompt, sampling)
+    def reading(self, job: Job) -> Reading:
+        return self._parsing.reading(job)
+
+    async def admit(self, sequence: SequenceTask) -> None:
+        constraint = sequence.constraint
+        assert constraint is not None
+        if sequence.emitted and not grammar_seam.is_installed():
+            raise BadSequence("this vLLM cannot go on with a constraint")
+        await in_thread(lambda: self._verify(sequence, constraint))
+        backend = self._llm.vllm_config.structured_outputs_config.backend
+        if constraint.kind not in UNREHEARSED and backend in {"auto", "xgrammar"}:
+            await self._rehearsals.check(constraint, _spec(constraint))
+
+    def _verify(self, sequence: SequenceTask, constraint: Constraint) -> None:
+        """What vLLM is to say of it, milliseconds before it is told to run it."""
+        config = self._llm.vllm_config
+        try:
+            sampling_params(sequence).verify(
+                config.model_config,
+                config.speculative_config,
+                config.structured_outputs_config,
+                self._llm.get_tokenizer(),
+            )
+        except BadParameter:
+            raise
+        except Exception as error:  # its validators raise whatever their parsers do
+            raise BadParameter(_param(error) or constraint.param, str(error)) from error
+
+    def _tokens(self) -> str:
+        import xgrammar  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        tokens = xgrammar.TokenizerInfo.from_huggingface(
+            self._llm.get_tokenizer(), vocab_size=self._llm.model_config.get_vocab_size()
+        )
+        text: str = tokens.serialize_json()
+        return text
 
     async def generate(self, sequence: SequenceTask) -> AsyncIterator[Output]:
-        sampling = sequence.sampling
+        constraint = sequence.constraint
         try:
             params = sampling_params(sequence)
             outputs = self._llm.generate(
                 tokens_input(list(sequence.prompt), cache_salt=sequence.cache_salt),
                 params,
                 sequence.name,
+                reasoning_ended=None if constraint is None else constraint.reasoning_ended,
             )
             async for out in outputs:
-                yield _output(out, sampling.logprobs)
+                yield _output(out, sequence)
         except EngineDeadError as error:
             raise EngineDied(str(error)) from error
         except (VLLMClientError, ValueError) as error:
+            if (param := _param(error)) is not None:
+                raise BadParameter(param, str(error)) from error
             raise BadSequence(str(error)) from error
 
     async def abort(self, names: Sequence[str]) -> None:
@@ -151,13 +212,13 @@ class AsyncLLMBackend:
         return bool(await self._llm.reset_prefix_cache())
 
 
-def _facts(llm: Any, model: VllmModel) -> Facts:
+def _facts(llm: Any, model: VllmModel, parsing: Parsing) -> Facts:
     config = llm.vllm_config
     shape, cache, scheduler = config.model_config, config.cache_config, config.scheduler_config
     width = 1 if "fp8" in cache.cache_dtype else shape.dtype.itemsize
     heads, layers = shape.get_total_num_kv_heads(), shape.get_total_num_hidden_layers()
     return Facts(
-        card=card_of(llm, model.name, model.created_s),
+        card=card_of(llm, model.name, model.created_s, parsing.features),
         vocabulary_size=shape.get_vocab_size(),
         context_tokens_max=shape.max_model_len,
         seqs_max=scheduler.max_num_seqs,
@@ -176,37 +237,66 @@ def sampling_params(sequence: SequenceTask) -> Any:
     so it is fined by a bias. With a frequency penalty that is exact; a presence penalty is paid
     twice by a token that stands both before and behind the seam.
     """
-    sampling = sequence.sampling
-    presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
-    bias = None
-    if sequence.emitted and (presence or frequency):
-        counted = Counter(sequence.emitted)
-        bias = {i: -presence - frequency * times for i, times in counted.items()}
-    extra = None if sequence.kv is None else {"kv_transfer_params": dict(sequence.kv)}
+    sampling, constraint = sequence.sampling, sequence.constraint
+    wants_texts = sampling.logprobs is not None or sampling.prompt_logprobs is not None
+    extra: dict[str, Any] = {}
+    if sequence.kv is not None:
+        extra["kv_transfer_params"] = dict(sequence.kv)
+    if constraint is not None and sequence.emitted:
+        extra[grammar_seam.EMITTED] = len(sequence.emitted)
     return SamplingParams(
         max_tokens=sequence.max_tokens,
         min_tokens=sequence.min_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=max(0, sampling.top_k),
+        min_p=sampling.min_p,
         seed=sequence.seed,
         stop_token_ids=list(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         logprobs=sampling.logprobs,
-        presence_penalty=presence,
-        frequency_penalty=frequency,
+        # Those of a continuation have been said.
+        prompt_logprobs=None if sequence.emitted else sampling.prompt_logprobs,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
         repetition_penalty=sampling.repetition_penalty,
-        logit_bias=bias,
+        logit_bias=_bias(sequence),
+        structured_outputs=None if constraint is None else params_of(constraint),
         # vLLM writes the texts of logprobs only when it detokenises.
-        detokenize=sampling.logprobs is not None,
+        detokenize=wants_texts,
         output_kind=RequestOutputKind.DELTA,
-        extra_args=extra,
+        extra_args=extra or None,
         skip_clone=True,
     )
 
 
-def _output(out: Any, logprobs: int | None) -> Output:
+def _bias(sequence: SequenceTask) -> dict[int, float] | None:
+    """The request's own, and what stands for the penalties on what was emitted."""
+    sampling = sequence.sampling
+    bias = {i: max(-BIAS_MAX, min(BIAS_MAX, by)) for i, by in sampling.logit_bias}
+    presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+    if sequence.emitted and (presence or frequency):
+        for i, times in Counter(sequence.emitted).items():
+            bias[i] = bias.get(i, 0.0) - presence - frequency * times
+    return bias or None
+
+
+def _spec(constraint: Constraint) -> Spec:
+    kind = constraint.kind
+    if kind == "grammar":
+        kind = "lark" if grammar_is_likely_lark(constraint.value) else "ebnf"
+    return Spec(kind, constraint.value)
+
+
+def _param(error: Exception) -> str | None:
+    """Which of our parameters vLLM blames, if it says so."""
+    param = getattr(error, "parameter", None)
+    return param if param in SamplingParameters.model_fields else None
+
+
+def _output(out: Any, sequence: SequenceTask) -> Output:
     [choice] = out.outputs
+    logprobs = sequence.sampling.logprobs
     rows = None
     if logprobs is not None and choice.logprobs is not None:
         rows = [
@@ -220,7 +310,16 @@ def _output(out: Any, logprobs: int | None) -> Output:
         stop_token_id=stop if isinstance(stop, int) else None,
         cached_tokens=out.num_cached_tokens or 0,
         kv=out.kv_transfer_params,
+        prompt_logprobs=_prompt_rows(out, sequence) if out.prompt_logprobs else None,
     )
+
+
+def _prompt_rows(out: Any, sequence: SequenceTask) -> list[LogprobsOfToken | None]:
+    top = sequence.sampling.prompt_logprobs or 0
+    return [
+        None if row is None else _row(row, i, top)
+        for row, i in zip(out.prompt_logprobs, sequence.prompt, strict=True)
+    ]
 
 
 def _row(row: Mapping[int, Any], token_id: int, top: int) -> LogprobsOfToken:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from components.worker.engine import Job
 from components.worker.vllm.page_names import PagesChange
 from schemas.body import SamplingParameters
 from schemas.fleet import ModelCard
@@ -16,6 +17,8 @@ from schemas.fleet import ModelCard
 LogprobsOfToken = list[list[int | float | str]]
 #: A connector's per-request data: JSON values.
 KvParams = Mapping[str, Any]
+#: What a parser made of some ids; its layout: ``schemas.frames``.
+Delta = dict[str, Any]
 
 
 class EngineDied(Exception):
@@ -24,6 +27,28 @@ class EngineDied(Exception):
 
 class BadSequence(ValueError):
     """vLLM refuses these parameters or this prompt."""
+
+
+class BadParameter(BadSequence):
+    """No vLLM can honour one parameter, whatever the prompt; ``param`` is OpenAI's name of it."""
+
+    def __init__(self, param: str, detail: str = "") -> None:
+        super().__init__(f"{param}: {detail}")
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the output must look like: ``kind`` and ``value`` as in ``StructuredOutput``.
+
+    ``param`` is what asked for it. ``reasoning_ended``: it holds from the first id on; false: only
+    after the reasoning; None: vLLM has no parser for reasoning.
+    """
+
+    kind: str
+    value: str
+    param: str
+    reasoning_ended: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +66,8 @@ class SequenceTask:
     seed: int | None = None
     #: Ids at the end of ``prompt`` that count as output for penalties.
     emitted: Sequence[int] = ()
+    #: It has held for ``emitted`` too.
+    constraint: Constraint | None = None
     #: Blocks are shared only between sequences of one salt.
     cache_salt: str | None = None
     kv: KvParams | None = None
@@ -59,6 +86,8 @@ class Output:
     stop_token_id: int | None
     cached_tokens: int
     kv: KvParams | None = None
+    #: One row per prompt token, None for the first; with a sequence's first output only.
+    prompt_logprobs: Sequence[LogprobsOfToken | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +131,40 @@ class Text(Protocol):
         ...
 
 
+class Parser(Protocol):
+    """Tells tool calls and reasoning from the content of one choice, id by id.
+
+    What it says is a function of the ids alone, so a continuation that has read what was emitted
+    says only what comes after.
+    """
+
+    @property
+    def has_called(self) -> bool:
+        """Has it seen a call that ends the choice with ``tool_calls``?"""
+        ...
+
+    def take(self, token_ids: Sequence[int], text: str, *, finished: bool) -> list[Delta]:
+        """The next ids with the text that became certain with them. Never raises."""
+        ...
+
+
+class Reading(Protocol):
+    """How the output of one job is read; made once per job, its parts once per choice."""
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What its output must look like."""
+        ...
+
+    def text(self) -> Text:
+        """The text of a new choice."""
+        ...
+
+    def parser(self, choice: int) -> Parser | None:
+        """None where all output is content."""
+        ...
+
+
 class Backend(Protocol):
     """One vLLM engine, loaded and warm."""
 
@@ -126,9 +189,12 @@ class Backend(Protocol):
         """As of the last engine step. An engine that does nothing makes no steps."""
         ...
 
-    def text(self, prompt: Sequence[int], sampling: SamplingParameters) -> Text:
-        """The text of a new choice; ``prompt`` is what stands before its first id."""
+    def reading(self, job: Job) -> Reading:
+        """How the output of this job is to be read. Raises ``BadParameter``."""
         ...
+
+    async def admit(self, sequence: SequenceTask) -> None:
+        """Returns when vLLM may have a sequence with a constraint. Raises ``BadSequence``."""
 
     def generate(self, sequence: SequenceTask) -> AsyncIterator[Output]:
         """Run a sequence to its end. Raises ``BadSequence`` or ``EngineDied``."""

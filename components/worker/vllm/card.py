@@ -1,17 +1,21 @@
 """What a gateway needs of a model, as the running vLLM has it."""
 
 import zlib
-from typing import Any
+from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from schemas.fleet import ModelCard
+from schemas.fleet import Feature, ModelCard
+
+#: vLLM's logits processors that speculative decoding leaves out.
+_UNLESS_SPECULATIVE: Final[tuple[Feature, ...]] = ("logit_bias", "min_p")
 
 
-def card_of(llm: Any, name: str, created_s: int) -> ModelCard:
+def card_of(llm: Any, name: str, created_s: int, parses: tuple[Feature, ...] = ()) -> ModelCard:
     """The card of what an ``AsyncLLM`` serves. A tokenizer of another kind is left out.
 
-    The tokenizer's own end of text comes first: templates call it ``eos_token``.
+    The tokenizer's own end of text comes first: templates call it ``eos_token``. ``parses`` are the
+    features that come with parsers.
     """
     tokenizer = llm.get_tokenizer()
     return ModelCard(
@@ -22,6 +26,12 @@ def card_of(llm: Any, name: str, created_s: int) -> ModelCard:
         chat_template=chat_template(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_ids=end_ids(tokenizer, llm.model_config.try_get_generation_config()),
+        features=(
+            "structured_outputs",
+            "prompt_logprobs",
+            *(() if llm.vllm_config.speculative_config else _UNLESS_SPECULATIVE),
+            *parses,
+        ),
     )
 
 

@@ -26,22 +26,39 @@ from components.worker.engine import (
     Job,
     JobFailed,
     JobKey,
+    JobRejected,
     KvArrived,
     KvFailed,
     Prefilled,
     Sink,
 )
-from components.worker.vllm.backend import Backend, BadSequence, EngineDied, Facts, Output
+from components.worker.vllm.backend import (
+    Backend,
+    BadParameter,
+    BadSequence,
+    EngineDied,
+    Facts,
+    Output,
+)
 from components.worker.vllm.handoff import Exchange
 from components.worker.vllm.loading import in_thread
 from components.worker.vllm.page_names import PagesChange
-from components.worker.vllm.sequences import Choice, Finish, Running, begin, finish_of, prefill
+from components.worker.vllm.sequences import (
+    Choice,
+    Running,
+    Step,
+    begin,
+    prefill,
+    step_of,
+)
 from schemas.codes import Phase
 from schemas.fleet import ModelCard
 from schemas.frames import Entry
 
 #: How often a silent vLLM is looked at.
 WATCH_S: Final = 0.25
+#: Logprobs of prompt tokens that one job may ask for: 3 MB of the 8 MB of a frame.
+PROMPT_LOGPROBS_MAX: Final = 65_536
 
 
 class VllmEngine:
@@ -189,6 +206,7 @@ class VllmEngine:
             watermark=stats.steps,
             prefix_hit_tokens=stats.prefix_hit_tokens,
             prompt_tokens=stats.prompt_tokens,
+            external_hit_tokens=stats.external_hit_tokens,
             predicted_step_ms=step_ms,
             predicted_wait_ms=math.ceil(queued / facts.step_tokens_max) * step_ms,
             capacity_tokens_per_s=facts.seqs_max / step_ms * 1e3 if step_ms else 0.0,
@@ -227,14 +245,21 @@ class VllmEngine:
 
     def _enter_choices(self, job: Job, room: int) -> None:
         running = Running(job)
+        try:
+            _check_prompt_logprobs(job)
+            reading = self._backend.reading(job)
+        except BadParameter as error:
+            self._report(JobRejected(job.key, error.param))
+            return
         for number in job.open_choices:
-            text = self._backend.text(job.prompt, job.sampling)
             name = self._name(job, str(number))
-            choice, finish = begin(job, number, name, text, room, self._facts.card.eos_token_ids)
+            end_ids = self._facts.card.eos_token_ids
+            choice, finish = begin(job, number, name, reading, room, end_ids)
             if finish is None:
                 running.siblings.append(choice)
             else:  # complete from the start: the end is all that is left to say
-                self._write(job.key, choice, [], "", None, finish, 0)
+                extra: dict[str, Any] | None = {"deltas": []} if choice.parser else None
+                self._write(job.key, choice, Step([], "", None, finish, is_cut=False), extra, 0)
         if not running.siblings:
             return
         self._jobs[job.key] = running
@@ -263,12 +288,16 @@ class VllmEngine:
     async def _follow(self, running: Running, choice: Choice) -> None:
         """Everything that vLLM says of one sequence, to its end."""
         try:
+            if choice.task.constraint is not None:
+                await self._backend.admit(choice.task)
+                if choice.ended:  # while vLLM did not know it yet
+                    return
             async for output in self._backend.generate(choice.task):
                 if self._jobs.get(running.job.key) is running and not choice.ended:
                     self._take(running, choice, output)
         except BadSequence as error:
             if self._jobs.get(running.job.key) is running:
-                self._fail(running, str(error))
+                self._refuse(running, error)
         except EngineDied:
             pass  # the watch says so, once
 
@@ -320,25 +349,11 @@ class VllmEngine:
         )
 
     def _on_tokens(self, key: JobKey, running: Running, choice: Choice, output: Output) -> None:
-        assert choice.text is not None
-        ids: list[int] = []
-        finish = finish_of(output)
-        for token_id in output.token_ids:
-            ids.append(token_id)
-            is_last = len(ids) == len(output.token_ids)
-            ends = is_last and finish is not None and finish[0] == "stop"
-            stop = choice.text.take(token_id, is_stop=ends)
-            if stop is not None:
-                if output.finish is None:  # vLLM does not know it, and has perhaps gone on
-                    self._want_no_more(choice)
-                finish = ("stop", stop)
-                break
-        extra = None
-        if output.logprobs is not None and ids:
-            extra = {"logprobs": list(output.logprobs[: len(ids)])}
-        text = choice.text.read(finished=finish is not None)
-        self._write(key, choice, ids, text, extra, finish, output.cached_tokens)
-        if finish is not None:
+        step = step_of(choice, output)
+        if step.is_cut:  # vLLM has perhaps gone on
+            self._want_no_more(choice)
+        self._write(key, choice, step, _extra(choice, step, output), output.cached_tokens)
+        if step.finish is not None:
             choice.ended = True
             del running.choices[choice.number]
             if not running.sequences:
@@ -348,19 +363,24 @@ class VllmEngine:
         self,
         key: JobKey,
         choice: Choice,
-        ids: list[int],
-        text: str,
+        step: Step,
         extra: dict[str, Any] | None,
-        finish: Finish | None,
         cached_tokens: int,
     ) -> None:
-        if not ids and not text and finish is None:
+        if not step.ids and not step.text and step.finish is None:
             return
         first_index = choice.index
-        choice.index += len(ids)
-        end = None if finish is None else [*finish, cached_tokens]
-        self._entries.append((*key, choice.number, first_index, ids, text, extra, end))
+        choice.index += len(step.ids)
+        end = None if step.finish is None else [*step.finish, cached_tokens]
+        self._entries.append((*key, choice.number, first_index, step.ids, step.text, extra, end))
         self._flush_soon()
+
+    def _refuse(self, running: Running, error: BadSequence) -> None:
+        if isinstance(error, BadParameter):
+            self.abort(running.job.key)
+            self._report(JobRejected(running.job.key, error.param))
+        else:
+            self._fail(running, str(error))
 
     def _fail(self, running: Running, detail: str) -> None:
         self.abort(running.job.key)
@@ -451,3 +471,24 @@ class VllmEngine:
     async def reset_prefix_cache(self) -> bool:
         """Forget cached pages; False when some are in use."""
         return await self._backend.reset_prefix_cache()
+
+
+def _check_prompt_logprobs(job: Job) -> None:
+    """Raises ``BadParameter`` for more than frames have room for."""
+    sampling = job.sampling
+    if sampling.prompt_logprobs is None:
+        return
+    if len(job.prompt) * (1 + sampling.prompt_logprobs) * sampling.n > PROMPT_LOGPROBS_MAX:
+        raise BadParameter("prompt_logprobs", f"more than {PROMPT_LOGPROBS_MAX} figures")
+
+
+def _extra(choice: Choice, step: Step, output: Output) -> dict[str, Any] | None:
+    """The entry's ``extra``; nothing, in most of them."""
+    extra: dict[str, Any] = {}
+    if output.logprobs is not None and step.ids:
+        extra["logprobs"] = list(output.logprobs[: len(step.ids)])
+    if output.prompt_logprobs is not None and choice.index == 0:
+        extra["prompt_logprobs"] = list(output.prompt_logprobs)
+    if step.deltas is not None:
+        extra["deltas"] = step.deltas
+    return extra or None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import zmq  # type: ignore[import-not-found]
-import zmq.asyncio  # type: ignore[import-not-found]
+import zmq
+import zmq.asyncio
 from vllm.config import KVEventsConfig  # type: ignore[import-not-found]
 from vllm.distributed.kv_events import (  # type: ignore[import-not-found]
     AllBlocksCleared,

@@ -30,6 +30,12 @@ class VllmModel:
     kv_transfer: Mapping[str, Any]
     #: Say what enters and leaves the prefix cache.
     kv_events: bool = False
+    #: Names of vLLM's parsers; empty for none.
+    tool_parser: str = ""
+    reasoning_parser: str = ""
+    #: What one constraint may cost to compile, in seconds of a core.
+    grammar_cpu_s: float = 3.0
+    on_odd_output: Callable[[BaseException], None] = lambda _: None
 
 
 def load_async_llm(model: VllmModel) -> Backend:
@@ -52,7 +58,7 @@ def environment(model: VllmModel) -> dict[str, str]:
     if "Nixl" in str(model.kv_transfer.get("kv_connector", "")):
         # Where the other side's NIXL asks for our address; it travels with the offer.
         defaults["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port())
-    if _is_for_cpus():
+    if is_for_cpus():
         # By itself every engine would take the first cores for its own and leave one out.
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if model.engine_args.get("tensor_parallel_size", 1) == 1:
@@ -68,7 +74,8 @@ def _free_port() -> int:
         return port
 
 
-def _is_for_cpus() -> bool:
+def is_for_cpus() -> bool:
+    """Is the vLLM of this environment the build for CPUs?"""
     try:
         importlib.metadata.distribution("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from components.worker.engine import Job
-from components.worker.vllm.backend import KvParams, Output, SequenceTask, Text
+from components.worker.vllm.backend import (
+    Delta,
+    KvParams,
+    Output,
+    Parser,
+    Reading,
+    SequenceTask,
+    Text,
+)
 from schemas.body import SamplingParameters
 
 #: The one token that a prefill costs in vLLM; nobody sees it.
@@ -26,6 +34,7 @@ class Choice:
     task: SequenceTask
     text: Text | None
     index: int
+    parser: Parser | None = None
     started: bool = False
     ended: bool = False
 
@@ -55,7 +64,7 @@ def prefill(job: Job, name: str, kv: KvParams) -> Choice:
 
 
 def begin(
-    job: Job, number: int, name: str, text: Text, room: int, end_ids: Collection[int]
+    job: Job, number: int, name: str, reading: Reading, room: int, end_ids: Collection[int]
 ) -> tuple[Choice, Finish | None]:
     """A choice as it stands after what it has emitted, and its end if those ids have reached it.
 
@@ -63,11 +72,14 @@ def begin(
     """
     sampling, emitted = job.sampling, job.emitted.get(number)
     ids = list(emitted.token_ids) if emitted else []
+    text, parser = reading.text(), reading.parser(number)
     stop = None
     for place, token_id in enumerate(ids):
         is_stop = _is_stop(sampling, token_id, place + 1, end_ids)
         stop = text.take(token_id, is_stop=is_stop) or stop
-    text.read()  # it was said
+        if parser is not None:
+            parser.take((token_id,), text.read(), finished=False)  # it was said
+    text.read()  # so was this
     tokens_max = min(sampling.max_tokens, room)
     task = SequenceTask(
         name,
@@ -77,14 +89,15 @@ def begin(
         min_tokens=max(0, sampling.min_tokens - len(ids)),
         seed=_seed(sampling.seed, number, len(ids)),
         emitted=ids,
+        constraint=reading.constraint,
         cache_salt=salt_of(job),
     )
-    choice = Choice(number, task, text, len(ids))
+    choice = Choice(number, task, text, len(ids), parser)
     if stop is not None:
-        return choice, ("stop", stop)
+        return choice, _end(parser, ("stop", stop))
     if ids and _is_stop(sampling, ids[-1], len(ids), end_ids):
         goes_without_saying = ids[-1] == next(iter(end_ids), None)
-        return choice, ("stop", None if goes_without_saying else ids[-1])
+        return choice, _end(parser, ("stop", None if goes_without_saying else ids[-1]))
     return choice, ("length", None) if len(ids) >= tokens_max else None
 
 
@@ -110,6 +123,51 @@ def salt_of(job: Job) -> str | None:
     prompt without a full page has nothing to share.
     """
     return f"{job.page_hashes[0]:016x}" if job.page_hashes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an output adds to a choice. ``is_cut``: vLLM does not know that this was the end.
+
+    With ``deltas`` (also an empty list) the text is raw.
+    """
+
+    ids: list[int]
+    text: str
+    deltas: list[Delta] | None
+    finish: Finish | None
+    is_cut: bool
+
+
+def step_of(choice: Choice, output: Output) -> Step:
+    """Reads an output. Parsers read id by id, so that how vLLM bundles ids changes nothing."""
+    text, parser = choice.text, choice.parser
+    assert text is not None
+    finish, ids = finish_of(output), list(output.token_ids)
+    pieces: list[str] = []
+    deltas: list[Delta] | None = None if parser is None else []
+    for place, token_id in enumerate(ids):
+        is_last = place + 1 == len(ids)
+        stop = text.take(token_id, is_stop=is_last and finish is not None and finish[0] == "stop")
+        if stop is not None:
+            finish, ids = ("stop", stop), ids[: place + 1]
+        ends = stop is not None or (is_last and finish is not None)
+        if parser is not None and deltas is not None:
+            pieces.append(text.read(finished=ends))
+            deltas += parser.take((token_id,), pieces[-1], finished=ends)
+        if stop is not None:
+            break
+    pieces.append(text.read(finished=finish is not None))
+    if parser is not None and deltas is not None and finish is not None and not ids:
+        deltas += parser.take((), pieces[-1], finished=True)
+    is_cut = finish is not None and output.finish is None
+    return Step(ids, "".join(pieces), deltas, _end(parser, finish), is_cut)
+
+
+def _end(parser: Parser | None, finish: Finish | None) -> Finish | None:
+    if finish is not None and finish[0] == "stop" and parser is not None and parser.has_called:
+        return "tool_calls", finish[1]
+    return finish
 
 
 def finish_of(output: Output) -> Finish | None:

@@ -18,9 +18,20 @@ from schemas.body import SamplingParameters
 class TextOfChoice:
     """See ``Text`` in ``backend.py``."""
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], sampling: SamplingParameters) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt: Sequence[int],
+        sampling: SamplingParameters,
+        *,
+        with_specials: bool = False,
+    ) -> None:
+        """``with_specials``: special tokens are part of the text, as some parsers want it."""
         params = SamplingParams(
-            stop=list(sampling.stop), min_tokens=sampling.min_tokens, max_tokens=sampling.max_tokens
+            stop=list(sampling.stop),
+            min_tokens=sampling.min_tokens,
+            max_tokens=sampling.max_tokens,
+            skip_special_tokens=not with_specials,
         )
         request = EngineCoreRequest(
             request_id="",

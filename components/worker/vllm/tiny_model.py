@@ -4,7 +4,8 @@
 
 The same files come out every time. The tokenizer knows bytes and nothing else, so every text has
 tokens; the weights are random but not tiny, so greedy decoding wanders instead of repeating one id.
-Its rows of the head that no token has are zero, so greedy decoding stays within the tokenizer.
+Its rows of the head that no token has are zero, so greedy decoding stays within the tokenizer; so
+are those of the ends of reasoning, which it writes only when it is made to.
 
 Needs torch, transformers and tokenizers, as they come with vLLM.
 """
@@ -22,13 +23,26 @@ SPECIALS: Final = (
     "<tool_call>",
     "</tool_call>",
 )
+#: Words of its own for the ends of reasoning; they are text like any other.
+THINK: Final = ("<think>", "</think>")
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 CONTEXT_TOKENS_MAX: Final = 2048
-#: Specials, then one token per byte.
-TOKENS: Final = len(SPECIALS) + 256
+#: Specials, then one token per byte: what the model itself writes.
+WRITTEN_TOKENS: Final = len(SPECIALS) + 256
+TOKENS: Final = WRITTEN_TOKENS + len(THINK)
 
+#: A plain chat is roles and contents. Tools, calls and their results are written as Hermes has it;
+#: there is no special token for the role of a tool, so that is text.
 CHAT_TEMPLATE: Final = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
+    "{% if tools %}<|system|>{% for t in tools %}<tools>{{ t | tojson }}</tools>{% endfor %}"
+    "{% endif %}"
+    "{% for m in messages %}"
+    "{% if m['role'] == 'tool' %}<|user|><tool_response>{{ m['content'] }}</tool_response>"
+    "{% else %}<|{{ m['role'] }}|>{{ m['content'] if m['content'] is not none else '' }}"
+    "{% for c in m['tool_calls'] or [] %}<tool_call>"
+    "{{ {'name': c['function']['name'], 'arguments': c['function']['arguments']} | tojson }}"
+    "</tool_call>{% endfor %}"
+    "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -44,7 +58,7 @@ def build(directory: Path) -> None:
 
 
 def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415
     from transformers import (  # type: ignore[import-not-found]  # noqa: PLC0415
         PreTrainedTokenizerFast,
     )
@@ -55,6 +69,7 @@ def _tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIALS))
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in THINK])
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=SPECIALS[PAD_ID],
@@ -92,7 +107,7 @@ def _weights() -> Any:
                 outer = "lm_head" in name or "embed" in name
                 std = _OUTER_STD if outer else _INNER_STD
                 parameter.normal_(0, std, generator=random)
-        model.lm_head.weight[TOKENS:] = 0
+        model.lm_head.weight[WRITTEN_TOKENS:] = 0
     model = model.to(torch.bfloat16)
     model.generation_config.eos_token_id = EOS_ID
     return model

@@ -2,9 +2,10 @@
 
     python -m tests.engine.connector.agent NAME MODEL_DIR NATS_URL JSON
 
-JSON: ``policy``, ``module`` (a connector of the test's), ``connector`` (ConnectorConfig's fields)
-and ``engine`` (AsyncEngineArgs'). Subjects: ``test.<name>.gen|free|stats``; ``test.ready.<name>``
-once it runs. It ends when its standard input is closed.
+JSON: ``policy``, ``module`` (a connector of the test's), ``connector`` (ConnectorConfig's fields),
+or ``transfer`` (KVTransferConfig's, for another connector), and ``engine`` (AsyncEngineArgs').
+Subjects: ``test.<name>.gen|free|stats``; ``test.ready.<name>`` once it runs. It ends when its
+standard input is closed.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ def start(name, model, url, options):
         "disable_log_stats": False,
         **options.get("engine", {}),
     }
-    transfer = None
+    transfer = KVTransferConfig(**options["transfer"]) if "transfer" in options else None
     if options.get("connector") is not None:
         config = ConnectorConfig(
             worker=name, epoch=int(time.time() * 1000), nats_url=url, **options["connector"]

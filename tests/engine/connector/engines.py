@@ -26,13 +26,15 @@ class EngineInTest:
         self.log = log
 
     @classmethod
-    async def start(cls, name, model, url, client, folder, **options):
+    async def start(cls, name, model, url, client, folder, environment=None, **options):
+        """``options`` are the agent's; ``environment`` is added to this process's own."""
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         log = folder / f"{name}.log"
         process = await asyncio.create_subprocess_exec(
             "nice", "-n", "19", sys.executable, "-m", "tests.engine.connector.agent",
             name, str(model), url, json.dumps(options),
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log.open("ab"),

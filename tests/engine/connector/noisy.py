@@ -7,9 +7,9 @@ from components.worker.vllm.connector.blocks import KvBlocks
 
 
 class NoisyBlocks(KvBlocks):
-    def scatter(self, ids, data):
+    def scatter(self, ids, data, skip=0):
         noise = torch.randn(data.numel() // 4, dtype=torch.float32)
-        super().scatter(ids, noise.view(torch.uint8))
+        super().scatter(ids, noise.view(torch.uint8), skip)
 
 
 class SwitchyardConnector(connector.SwitchyardConnector):

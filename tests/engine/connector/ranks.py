@@ -9,10 +9,15 @@ torch = pytest.importorskip("torch")
 
 from components.worker.vllm.connector.blocks import KvBlocks  # noqa: E402
 from components.worker.vllm.connector.config import ConnectorConfig  # noqa: E402
-from components.worker.vllm.connector.core import Finished, Orders, Pin, PullOrder  # noqa: E402
 from components.worker.vllm.connector.gloo import open_gloo  # noqa: E402
 from components.worker.vllm.connector.link import LinkFailed  # noqa: E402
 from components.worker.vllm.connector.moving import RankMover  # noqa: E402
+from components.worker.vllm.connector.orders import (  # noqa: E402
+    Finished,
+    Orders,
+    Pin,
+    PullOrder,
+)
 
 BLOCKS = 64
 WAIT_S = 20.0
@@ -103,6 +108,12 @@ class RankInTest:
             transfer, f"d-{transfer}", source.worker, source.epoch, first, tuple(blocks), refused
         )
         self.mover.apply(Orders(pulls=[order]))
+
+    def stage(self, transfer, source, count):
+        order = PullOrder(
+            transfer, f"d-{transfer}", source.worker, source.epoch, 0, tuple(range(count))
+        )
+        self.mover.apply(Orders(stages=[order]))
 
     def cancel(self, transfer):
         self.mover.apply(Orders(cancels=[f"d-{transfer}"]))

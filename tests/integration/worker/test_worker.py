@@ -423,9 +423,27 @@ async def test_what_runs_past_the_deadline_is_given_up_and_its_leases_released(h
         await yard.idle("decode-0")
 
 
-def test_half_a_vllm_engine_without_a_connector_is_refused_in_words():
-    with pytest.raises(BadSettings, match="needs kv_transfer"):
-        load(WorkerSettings, "worker", None, {}, {"engine": "vllm", "role": "prefill"})
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"role": "prefill"}, "switchyard"),
+        ({"role": "aggregated"}, "none"),
+        ({"role": "aggregated", "connector": "switchyard"}, "switchyard"),
+        ({"role": "decode", "kv_transfer": {"kv_connector": "NixlConnector"}}, "other"),
+        ({"role": "decode", "connector": "none"}, "none"),
+    ],
+)
+def test_an_engine_hands_over_by_our_connector_unless_another_is_named(given, found):
+    settings = load(WorkerSettings, "worker", None, {}, {"engine": "vllm", **given})
+    assert settings.hands_over_by == found
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"connector": "other"}, {"connector": "none", "kv_transfer": {"kv_connector": "X"}}]
+)
+def test_a_connector_that_is_named_by_halves_is_refused_in_words(wrong):
+    with pytest.raises(BadSettings, match="kv_transfer"):
+        load(WorkerSettings, "worker", None, {}, {"engine": "vllm", **wrong})
 
 
 @pytest.mark.parametrize(

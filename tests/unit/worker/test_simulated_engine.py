@@ -62,9 +62,22 @@ class BrokenLink(SimulatedLink):
         asyncio.get_running_loop().call_soon(done, key, "cable cut")
 
 
+class SlowMachine(SystemClock):
+    """Every look at the clock takes 1 ms, once it is slow."""
+
+    def __init__(self):
+        self.spent_s, self.is_slow = 0.0, False
+
+    def now_s(self):
+        self.spent_s += 1e-3 * self.is_slow
+        return super().now_s() + self.spent_s
+
+
 @asynccontextmanager
-async def engine(profile=INSTANT, *, link=SimulatedLink, speed=1.0, context=4096, **limits):
-    clock = SystemClock()
+async def engine(
+    profile=INSTANT, *, link=SimulatedLink, clock=None, speed=1.0, context=4096, **limits
+):
+    clock = clock or SystemClock()
     faults: list[BaseException] = []
     made = SimulatedEngine(
         SimulatedModel("sim/words", 1, context),
@@ -128,6 +141,15 @@ async def test_what_comes_out_is_the_story_of_the_prompt(sampling):
         ids, text, finish = told(**sampling)
         assert (sink.ids(), sink.text(), sink.finish()) == (ids, text, [*finish, 0])
         assert [e[3] for e in sink.of()] == list(range(len(ids)))
+
+
+async def test_a_step_that_falls_due_while_another_is_told_is_told_too():
+    clock = SlowMachine()
+    async with engine("constant:ttft_ms=5,itl_ms=5", clock=clock) as (made, sink):
+        for number in range(20):
+            made.submit(job(f"r{number}", max_tokens=11 if number == 19 else 10))
+        clock.is_slow = True
+        await until(lambda: all(sink.finish(f"r{n}") for n in range(20)), "20 ends")
 
 
 async def test_choices_are_sequences_of_their_own_and_share_the_prompts_pages():

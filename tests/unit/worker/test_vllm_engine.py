@@ -17,6 +17,7 @@ from components.worker.engine import (
     EngineRefused,
     Job,
     JobFailed,
+    JobRejected,
     KvArrived,
     KvFailed,
     KvSource,
@@ -25,8 +26,16 @@ from components.worker.engine import (
 from components.worker.main import nested
 from components.worker.settings import WorkerSettings
 from components.worker.vllm import loading
-from components.worker.vllm.backend import BadSequence, EngineDied, Facts, Output, Stats
-from components.worker.vllm.engine import VllmEngine
+from components.worker.vllm.backend import (
+    BadParameter,
+    BadSequence,
+    Constraint,
+    EngineDied,
+    Facts,
+    Output,
+    Stats,
+)
+from components.worker.vllm.engine import PROMPT_LOGPROBS_MAX, VllmEngine
 from components.worker.vllm.handoff import Relay
 from components.worker.vllm.loading import VllmModel, environment, load_async_llm
 from schemas.body import SamplingParameters
@@ -54,8 +63,38 @@ class Letters:
         return new
 
 
+class Shouts:
+    """A parser to which capitals are calls, one each, and everything else is content."""
+
+    def __init__(self):
+        self.has_called, self.heard = False, []
+
+    def take(self, token_ids, text, *, finished):
+        self.heard.append((tuple(token_ids), text, finished))
+        self.has_called |= text.isupper()
+        if not text:
+            return []
+        return [{"tool_calls": [{"index": 0}]} if text.isupper() else {"content": text}]
+
+
+class Script:
+    """How ``ScriptedBackend`` reads a job."""
+
+    def __init__(self, constraint=None, *, parses=False):
+        self.constraint, self.parses, self.parsers = constraint, parses, {}
+
+    def text(self):
+        return Letters()
+
+    def parser(self, choice):
+        return self.parsers.setdefault(choice, Shouts()) if self.parses else None
+
+
 class ScriptedBackend:
-    """Says what is put into its queues; ``gone`` are the sequences that were aborted."""
+    """Says what is put into its queues; ``gone`` are the sequences that were aborted.
+
+    ``readings`` are given to jobs by their request ids; an exception is raised.
+    """
 
     def __init__(self, *, has_connector=False):
         card = ModelCard(model="m", created_s=1, context_tokens_max=100, eos_token_ids=(EOS, 9))
@@ -64,6 +103,7 @@ class ScriptedBackend:
         self.is_dead = False
         self.tasks, self.gone, self.stopped = {}, [], 0
         self.control, self.changes = [], []
+        self.readings, self.admitted, self.gate = {}, [], asyncio.Event()
         self.queues = defaultdict(asyncio.Queue)
 
     async def attach(self):
@@ -72,8 +112,15 @@ class ScriptedBackend:
     def stop(self):
         self.stopped += 1
 
-    def text(self, prompt, sampling):
-        return Letters()
+    def reading(self, job):
+        reading = self.readings.get(job.request_id, Script())
+        if isinstance(reading, Exception):
+            raise reading
+        return reading
+
+    async def admit(self, sequence):
+        self.admitted.append(sequence.name)
+        await self.gate.wait()
 
     async def generate(self, sequence):
         self.tasks[sequence.name] = sequence
@@ -265,6 +312,113 @@ async def test_what_vllm_refuses_or_drops_fails_the_job():
         assert not engine._jobs
 
 
+JSON = Constraint("json_object", "", "response_format")
+
+
+async def test_what_no_vllm_can_honour_is_rejected():
+    async with running() as (engine, backend, calls):
+        backend.readings["tools"] = BadParameter("tools", "not a list")
+        engine.submit(job("tools"))
+        engine.submit(job("late"))
+        engine.submit(job("much", prompt_logprobs=20, n=PROMPT_LOGPROBS_MAX // 21 // 40 + 1))
+        await taken(backend)
+        backend.queues[backend.name("late")].put_nowait(BadParameter("logit_bias"))
+        await until(lambda: len(events_of(calls)) == 3)
+        assert sorted(events_of(calls), key=lambda event: event.key) == [
+            JobRejected(("late", 1), "logit_bias"),
+            JobRejected(("much", 1), "prompt_logprobs"),
+            JobRejected(("tools", 1), "tools"),
+        ]
+        assert not engine._jobs
+        assert list(backend.tasks) == [backend.name("late")]
+
+
+async def test_a_constrained_sequence_waits_until_vllm_may_have_it():
+    async with running() as (engine, backend, _):
+        backend.readings["r1"] = backend.readings["r2"] = Script(JSON)
+        engine.submit(job())
+        engine.submit(job("r2"))
+        await until(lambda: len(backend.admitted) == 2)
+        assert not backend.tasks
+        engine.abort(("r2", 1))  # vLLM never hears of it
+        backend.gate.set()
+        await taken(backend)
+        assert backend.tasks[backend.name()].constraint == JSON
+        engine.abort(("r1", 1))
+
+
+async def test_a_prefill_is_never_constrained():
+    async with running(has_connector=True) as (engine, backend, _):
+        backend.readings["r1"] = Script(JSON)
+        engine.submit(job(phase="prefill", seed=4, logit_bias=((65, 1.0),)))
+        await taken(backend)
+        [task] = backend.tasks.values()
+        assert (task.constraint, task.sampling.logit_bias, task.seed) == (None, (), None)
+        assert not backend.admitted
+        engine.abort(("r1", 1))
+
+
+async def test_a_parser_reads_id_by_id_and_its_deltas_leave_with_the_step():
+    async with running() as (engine, backend, calls):
+        backend.readings["r1"] = script = Script(parses=True)
+        engine.submit(job())
+        await taken(backend)
+        backend.say([97, 66])
+        await until(lambda: bool(calls))
+        backend.say([EOS], "stop")
+        await until(lambda: len(calls) == 2)
+        said = [{"content": "a"}, {"tool_calls": [{"index": 0}]}]
+        assert entries_of(calls) == [
+            ("r1", 1, 0, 0, [97, 66], "aB", {"deltas": said}, None),
+            ("r1", 1, 0, 2, [EOS], "", {"deltas": []}, ["tool_calls", None, 0]),
+        ]
+        assert script.parsers[0].heard == [
+            ((97,), "a", False),
+            ((66,), "B", False),
+            ((EOS,), "", True),
+        ]
+
+
+async def test_a_continuation_parses_what_was_emitted_in_silence():
+    async with running() as (engine, backend, calls):
+        backend.readings["r1"] = backend.readings["r2"] = Script(parses=True)
+        engine.submit(job(emitted={0: ((97, 66), False)}))
+        await taken(backend)
+        backend.say([99, 33])
+        await until(lambda: bool(calls))
+        # It had called before the seam.
+        assert entries_of(calls) == [
+            ("r1", 1, 0, 2, [99, 33], "c", {"deltas": [{"content": "c"}]}, ["tool_calls", "!", 0])
+        ]
+        calls.clear()
+        engine.submit(job("r2", emitted={0: ((66, EOS), False)}))
+        await until(lambda: bool(calls))
+        assert entries_of(calls) == [
+            ("r2", 1, 0, 2, [], "", {"deltas": []}, ["tool_calls", None, 0])
+        ]
+
+
+async def test_an_end_by_length_stays_one_whatever_was_called():
+    async with running() as (engine, backend, calls):
+        backend.readings["r1"] = Script(parses=True)
+        engine.submit(job())
+        await taken(backend)
+        backend.say([66], "length")
+        await until(lambda: bool(calls))
+        assert entries_of(calls)[0][7] == ["length", None, 0]
+
+
+async def test_prompt_logprobs_leave_with_the_first_ids():
+    async with running() as (engine, backend, calls):
+        engine.submit(job(prompt_logprobs=0))
+        await taken(backend)
+        rows = [None, [[101, -0.5, "e"]]]
+        backend.say([65], prompt_logprobs=rows)
+        await until(lambda: bool(calls))
+        assert entries_of(calls)[0][6] == {"prompt_logprobs": rows}
+        engine.abort(("r1", 1))
+
+
 async def test_a_prefill_holds_its_pages_until_they_are_released():
     async with running(has_connector=True) as (engine, backend, calls):
         engine.submit(job(phase="prefill", emitted={0: ((65,), False)}))
@@ -387,7 +541,7 @@ async def test_where_no_vllm_is_installed_that_is_said(monkeypatch):
 
 
 def test_a_local_model_needs_no_network_and_one_process_less(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "_is_for_cpus", lambda: True)
+    monkeypatch.setattr(loading, "is_for_cpus", lambda: True)
     local = environment(VllmModel("m", str(tmp_path), 1, {}, {}))
     assert local["HF_HUB_OFFLINE"] == "1"
     assert local["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"

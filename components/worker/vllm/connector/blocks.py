@@ -10,7 +10,7 @@ types of a block (``connector.layout_of``).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,9 +33,9 @@ class KvBlocks:
         self._sizes = [math.prod(kv.shape[1:]) * kv.element_size() for kv in layers]
         self.block_bytes: int = sum(self._sizes)
 
-    def buffer(self, blocks: int) -> Tensor:
-        """Room for a chunk of so many blocks."""
-        return torch.empty(blocks * self.block_bytes, dtype=torch.uint8, device=self.device)
+    def bytes(self, size: int) -> Tensor:
+        """Room for so many bytes, where the cache is."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def gather(self, ids: Sequence[int], out: Tensor) -> None:
         """Copy blocks ``ids`` into ``out`` (exactly their bytes)."""
@@ -43,11 +43,15 @@ class KvBlocks:
         for kv, part in self._parts(out, len(ids)):
             torch.index_select(kv, 0, index, out=part)
 
-    def scatter(self, ids: Sequence[int], data: Tensor) -> None:
-        """Copy ``data``, as ``gather`` made it, into blocks ``ids``."""
+    def scatter(self, ids: Sequence[int], data: Tensor, skip: int = 0) -> None:
+        """Copy ``data``, as ``gather`` made it, into blocks ``ids``, but for its first ``skip``.
+
+        ``data`` may be in host memory.
+        """
         index = self._index(ids)
-        for kv, part in self._parts(data, len(ids)):
-            kv.index_copy_(0, index, part)
+        data = data.to(self.device, non_blocking=True)
+        for kv, part in self._parts(data, skip + len(ids)):
+            kv.index_copy_(0, index, part[skip:])
 
     def _index(self, ids: Sequence[int]) -> Tensor:
         assert 0 <= min(ids) <= max(ids) < self.count, "blocks that the cache does not have"
@@ -63,7 +67,7 @@ class KvBlocks:
             start = end
         return parts
 
-    # On a GPU copies run on a stream of their own, beside the model's.
+    # On a GPU copies run on streams of their own, beside the model's.
 
     def fence(self) -> Any:
         """What the model has enqueued until now; call it in the model's thread."""
@@ -76,6 +80,33 @@ class KvBlocks:
     def lane(self) -> "Lane":
         """A stream for one thread (on a CPU: nothing)."""
         return Lane(self.device)
+
+
+class HostCopy:
+    """Blocks in host memory, in the chunks in which they came. For one thread at a time."""
+
+    def __init__(self, kv: KvBlocks, blocks: int) -> None:
+        # Pinned, where there is a GPU: else its copies would not run beside the host's work.
+        self._data = torch.empty(
+            blocks * kv.block_bytes, dtype=torch.uint8, pin_memory=kv.device.type == "cuda"
+        )
+        self._block_bytes = kv.block_bytes
+        self._chunks: list[tuple[int, int]] = []
+
+    def keep(self, start: int, count: int, data: Tensor) -> None:
+        """A chunk of ``count`` blocks that begins with block ``start``; 0 begins anew."""
+        if start == 0:
+            self._chunks.clear()
+        self._chunks.append((start, count))
+        self._part(start, count).copy_(data, non_blocking=True)
+
+    def chunks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """``(start, count, data)`` of every chunk."""
+        for start, count in self._chunks:
+            yield start, count, self._part(start, count)
+
+    def _part(self, start: int, count: int) -> Tensor:
+        return self._data[start * self._block_bytes : (start + count) * self._block_bytes]
 
 
 class Lane:

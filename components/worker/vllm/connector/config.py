@@ -17,6 +17,9 @@ CLASS: Final = "SwitchyardConnector"
 
 MIB: Final = 1024 * 1024
 
+#: Settings whose 0 means that it is not done at all.
+_MAY_BE_OFF: Final = frozenset({"host_staging_bytes", "idle_wait_ms"})
+
 LoadFailurePolicy = Literal["recompute", "fail"]
 LinkKind = Literal["gloo", "nccl"]
 
@@ -43,7 +46,9 @@ class ConnectorConfig:
     ``lease_ms`` is how long P holds blocks for somebody
     at most; requests may ask for less. A pull has ``pull_timeout_ms`` from the moment D has blocks
     for it; within that, ``open_timeout_ms`` for a new link and ``ask_timeout_ms`` for P's word.
-    ``staging_bytes`` is one of the two buffers that each end of a link has.
+    ``staging_bytes`` is one of the two buffers that each end of a link has. ``host_staging_bytes``
+    of host memory per rank take what is pulled for requests that have no blocks yet (0: nothing
+    is). ``idle_wait_ms`` is how long a step without work for the model waits for a pull to end.
     """
 
     worker: str
@@ -64,14 +69,19 @@ class ConnectorConfig:
     link_idle_ms: int = 300_000
     link_tries_max: int = 3
     staging_bytes: int = 16 * MIB
+    host_staging_bytes: int = 256 * MIB
+    idle_wait_ms: int = 1
     transfers_max: int = 4_096
     peers_max: int = 64
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (type(value) is not int or value <= 0):
-                raise BadConnectorConfig(f"{field.name} must be a whole number above 0: {value!r}")
+            least = 0 if field.name in _MAY_BE_OFF else 1
+            if field.type is int and (type(value) is not int or value < least):
+                raise BadConnectorConfig(
+                    f"{field.name} must be a whole number of at least {least}: {value!r}"
+                )
         if not self.worker or not self.nats_url:
             raise BadConnectorConfig("worker and nats_url must be given")
         if self.link not in {"gloo", "nccl"}:

@@ -6,9 +6,10 @@ configuration. It is imported by name in each of them.
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # type: ignore[import-not-found]
     KVConnectorBase_V1,
@@ -22,10 +23,14 @@ from vllm.distributed.parallel_state import (  # type: ignore[import-not-found]
 
 from components.worker.vllm.connector.blocks import KvBlocks
 from components.worker.vllm.connector.config import BadConnectorConfig, ConnectorConfig
-from components.worker.vllm.connector.core import Orders
 from components.worker.vllm.connector.link import Tensor, opener
 from components.worker.vllm.connector.moving import RankMover
+from components.worker.vllm.connector.orders import Orders
 from components.worker.vllm.connector.scheduling import HandoffScheduling, Request
+
+#: A pull needs the interpreter about ten times, for microseconds each. By Python's own setting the
+#: model's thread may keep each of them waiting for 5 ms.
+SWITCH_S: Final = 0.0003
 
 
 @dataclass
@@ -57,6 +62,10 @@ class SwitchyardConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     # The scheduler's side
 
+    def on_new_request(self, request: Request) -> None:
+        assert self._scheduling is not None
+        self._scheduling.on_new(request)
+
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
@@ -73,7 +82,8 @@ class SwitchyardConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def build_connector_meta(self, scheduler_output: Any) -> OrdersMetadata:
         assert self._scheduling is not None
-        return OrdersMetadata(self._scheduling.take_orders())
+        idle = scheduler_output.total_num_scheduled_tokens == 0
+        return OrdersMetadata(self._scheduling.take_orders(idle=idle))
 
     def request_finished(
         self, request: Request, block_ids: list[int]
@@ -91,6 +101,7 @@ class SwitchyardConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def register_kv_caches(self, kv_caches: dict[str, Tensor]) -> None:
         kv = KvBlocks(list(kv_caches.values()))
         rank = get_tensor_model_parallel_rank()
+        sys.setswitchinterval(SWITCH_S)
         self._mover = self.make_mover(rank, kv)
         self._mover.start()
 

@@ -16,135 +16,40 @@ within the entry, so a wrong or late pull can reach nothing that is not held for
 
 An entry of ``Pulls`` that runs belongs to the thread that runs it until ``on_done``: only then is
 it named, because until then somebody may still write into its blocks.
+
+Why D can trust what arrived, however long either side has been stopped: P frees blocks only once
+nothing reads them, whatever the clock says, and what was read is a copy that cannot change on its
+way. So a lease that ends in mid-transfer can make bytes stay away, but never make them wrong.
+
+What is pulled before its request has blocks waits in host memory: ``staging.py``.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from components.domain.handoff import Ended
 from components.worker.vllm.connector.config import ConnectorConfig
+from components.worker.vllm.connector.orders import (
+    Answer,
+    BeginPull,
+    BreakLink,
+    HoldingsOutcome,
+    NameReceived,
+    NameSent,
+    Pin,
+    PullOrder,
+    PullsOutcome,
+    SayRelease,
+)
 from components.worker.vllm.connector.rendezvous import link_number
+from components.worker.vllm.connector.staging import Stages
 from schemas.codes import ReleaseReason
 from schemas.links import PullKv, PullRefusal
 
 ENDED_MAX: Final = 4_096
 ENDED_TTL_S: Final = 120.0
 LINKS_MAX: Final = 1_024
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """Blocks of a finished prompt, in order, kept for whoever pulls ``transfer_id``."""
-
-    transfer_id: str
-    request_id: str
-    blocks: tuple[int, ...]
-    lease_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class PullOrder:
-    """``blocks`` of this engine are to be filled with blocks ``first_block ..`` of the transfer.
-
-    ``refused`` says why it cannot be pulled at all; then it only fails.
-    """
-
-    transfer_id: str
-    request_id: str
-    source: str
-    epoch: int
-    first_block: int
-    blocks: tuple[int, ...]
-    refused: str = ""
-
-
-# What the tables want done.
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """To the pull with this ticket. Accepted (``refused`` None): serve it."""
-
-    ticket: int
-    pull: PullKv
-    refused: PullRefusal | None
-    chunk_blocks: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BreakLink:
-    """Close it now: whoever waits on it must come back."""
-
-    link: str
-
-
-@dataclass(frozen=True, slots=True)
-class NameSent:
-    """vLLM may free the blocks of ``request_id``."""
-
-    request_id: str
-    transfer_id: str
-    reason: ReleaseReason
-    bytes_moved: int
-    ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class BeginPull:
-    """A thread has to run this; it says ``begin`` first and ``on_done`` last."""
-
-    order: PullOrder
-    deadline_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class NameReceived:
-    """vLLM may go on with ``request_id``: with the KV, or (``failed``) without."""
-
-    request_id: str
-    transfer_id: str
-    failed: bool
-    reason: ReleaseReason
-    bytes_moved: int
-    ms: float
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class SayRelease:
-    """Tell the holder that nobody here pulls this transfer (any more)."""
-
-    transfer_id: str
-    source: str
-    epoch: int
-    reason: ReleaseReason
-
-
-HoldingsOutcome = Answer | BreakLink | NameSent
-PullsOutcome = BeginPull | NameReceived | SayRelease | BreakLink
-
-
-# What goes between the scheduler and the ranks with each step.
-
-
-@dataclass(slots=True)
-class Orders:
-    """What the scheduler wants of every rank in one step."""
-
-    pins: list[Pin] = field(default_factory=list)
-    pulls: list[PullOrder] = field(default_factory=list)
-    cancels: list[str] = field(default_factory=list)
-    releases: list[SayRelease] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Finished:
-    """Request ids that vLLM may be told of; ``failed`` are also in ``received``."""
-
-    sent: set[str] = field(default_factory=set)
-    received: set[str] = field(default_factory=set)
-    failed: set[str] = field(default_factory=set)
 
 
 # P
@@ -344,15 +249,16 @@ class _Wanted:
     running: bool = False
     link: str = ""
     cancelled: bool = False
-    break_s: float = field(default=float("inf"))
+    break_s: float = float("inf")
 
 
 class Pulls:
-    """Everything that this rank waits for."""
+    """Everything that this rank waits for; ``stages``: what comes into host memory before that."""
 
-    def __init__(self, config: ConnectorConfig) -> None:
+    def __init__(self, config: ConnectorConfig, block_bytes: int) -> None:
         self._config = config
         self._entries: dict[str, _Wanted] = {}
+        self.stages = Stages(config, block_bytes)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -363,12 +269,18 @@ class Pulls:
         assert order.request_id not in self._entries, "ordered twice"
         until_s = now_s + self._config.pull_timeout_ms / 1e3
         entry = _Wanted(order, now_s, until_s)
+        entry.break_s = until_s + self._config.cancel_grace_ms / 1e3
         self._entries[order.request_id] = entry
         if order.refused:
             return self._give_up(entry, "refused", order.refused, now_s)
         if len(self._entries) > self._config.transfers_max:
             return self._give_up(entry, "refused", "too many pulls wait here", now_s)
-        return [BeginPull(order, until_s)]
+        return [*self.stages.on_blocks(order.request_id), BeginPull(order, until_s)]
+
+    @property
+    def running(self) -> int:
+        """Pulls that a thread has taken up."""
+        return sum(entry.running for entry in self._entries.values())
 
     def begin(self, request_id: str) -> bool:
         """A thread takes it up; False when it is not wanted any more."""
@@ -388,7 +300,7 @@ class Pulls:
     def on_done(self, request_id: str, bytes_moved: int, now_s: float) -> list[PullsOutcome]:
         """The KV is in place, and nobody writes into the blocks any more."""
         entry = self._entries[request_id]
-        return [self._name(entry, "consumed", bytes_moved, "", now_s)]
+        return self._name(entry, "consumed", bytes_moved, "", now_s)
 
     def on_failed(
         self, request_id: str, reason: ReleaseReason, detail: str, now_s: float
@@ -398,19 +310,22 @@ class Pulls:
         return self._give_up(entry, "cancelled" if entry.cancelled else reason, detail, now_s)
 
     def cancel(self, request_id: str, now_s: float) -> list[PullsOutcome]:
-        """The request was aborted while it waited. It must be named all the same."""
+        """The request was aborted while it waited. A parked one must be named all the same."""
         entry = self._entries.get(request_id)
         if entry is None:
-            return []
+            return [*self.stages.drop(request_id)]
         entry.cancelled = True
         if not entry.running:
             return self._give_up(entry, "cancelled", "aborted", now_s)
         # Most pulls that run are over before a new link could be opened.
-        entry.break_s = now_s + self._config.cancel_grace_ms / 1e3
+        entry.break_s = min(entry.break_s, now_s + self._config.cancel_grace_ms / 1e3)
         return []
 
     def on_tick(self, now_s: float) -> list[PullsOutcome]:
-        """What waits in a queue for too long fails; threads watch the deadline of what runs."""
+        """What waits in a queue for too long fails.
+
+        Threads watch the deadline of what runs; one that hangs past it is woken.
+        """
         outcomes: list[PullsOutcome] = []
         for entry in list(self._entries.values()):
             if entry.running and entry.break_s <= now_s:
@@ -426,15 +341,15 @@ class Pulls:
     ) -> list[PullsOutcome]:
         order = entry.order
         release = SayRelease(order.transfer_id, order.source, order.epoch, reason)
-        return [self._name(entry, reason, 0, detail, now_s), release]
+        return [*self._name(entry, reason, 0, detail, now_s), release]
 
     def _name(
         self, entry: _Wanted, reason: ReleaseReason, bytes_moved: int, detail: str, now_s: float
-    ) -> NameReceived:
+    ) -> list[PullsOutcome]:
         """The only way out of the table."""
         order = entry.order
         del self._entries[order.request_id]
-        return NameReceived(
+        named = NameReceived(
             request_id=order.request_id,
             transfer_id=order.transfer_id,
             failed=reason != "consumed",
@@ -443,3 +358,4 @@ class Pulls:
             ms=(now_s - entry.since_s) * 1e3,
             detail=detail,
         )
+        return [named, *self.stages.drop(order.request_id)]

@@ -5,7 +5,6 @@ and ours is the link's board. Gloo itself listens on a free port of ``place.addr
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -24,6 +23,7 @@ from components.worker.vllm.connector.link import (
     LinkUnavailable,
     Tensor,
 )
+from components.worker.vllm.connector.link_base import LinkBase
 
 try:
     from torch.distributed import ProcessGroupGloo
@@ -52,7 +52,7 @@ def open_gloo(board: Board, end: End, place: LinkPlace, deadline_s: float) -> Li
         group = ProcessGroupGloo(_BoardStore(board, deadline_s), end, 2, options)
     except (RuntimeError, ValueError) as error:
         raise _failure(board.link, deadline_s, error) from error
-    return _GlooLink(board.link, group, 1 - end)
+    return _GlooLink(board.link, 1 - end, torch.device("cpu"), group)
 
 
 class _BoardStore(Store):  # type: ignore[misc]
@@ -89,46 +89,28 @@ class _BoardStore(Store):  # type: ignore[misc]
         return timedelta(seconds=max(_WAIT_S_MIN, self._deadline_s - time.monotonic()))
 
 
-class _GlooLink:
-    def __init__(self, name: str, group: Any, peer: int) -> None:
-        self._name = name
-        self._group = group
-        self._peer = peer
-        self._lock = threading.Lock()
+class _GlooLink(LinkBase):
+    """Its handle is the process group."""
 
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def device(self) -> Any:
-        return torch.device("cpu")
-
-    def send(self, tensor: Tensor, deadline_s: float) -> "_GlooPending":
-        return self._begin("send", tensor, deadline_s)
-
-    def receive(self, tensor: Tensor, deadline_s: float) -> "_GlooPending":
-        return self._begin("recv", tensor, deadline_s)
-
-    def _begin(self, what: str, tensor: Tensor, deadline_s: float) -> "_GlooPending":
-        group = self._group
-        if group is None:
-            raise LinkFailed(f"link {self._name} is closed")
+    def _begin(self, call: str, tensor: Tensor, deadline_s: float) -> "_GlooPending":
+        group = self._handle
+        self.check_open()
         try:
-            work = getattr(group, what)([tensor], self._peer, _TAG)
+            work = getattr(group, call)([tensor], self._peer, _TAG)
         except RuntimeError as error:
             raise _failure(self._name, deadline_s, error) from error
         return _GlooPending(self, work, tensor, deadline_s)
 
-    def close(self) -> None:
-        with self._lock:
-            group, self._group = self._group, None
-        if group is not None:
-            _break(group, self._peer)
+    def _end(self, handle: Any) -> None:
+        """Close the sockets now, and so wake whoever waits, here and at the other end.
 
-    @property
-    def closed(self) -> bool:
-        return self._group is None
+        Gloo has no call for that (``abort`` and ``shutdown`` do nothing, and a group is only taken
+        down when the last wait is over); but it closes a pair on which a wait has timed out.
+        """
+        with contextlib.suppress(RuntimeError):
+            handle.recv([torch.empty(1, dtype=torch.uint8)], self._peer, _NEVER_SENT).wait(
+                timedelta(seconds=_WAIT_S_MIN)
+            )
 
 
 class _GlooPending:
@@ -144,20 +126,7 @@ class _GlooPending:
             self._work.wait(timedelta(seconds=left_s))
         except RuntimeError as error:
             raise _failure(self._link.name, self._deadline_s, error) from error
-        if self._link.closed:
-            raise LinkFailed(f"link {self._link.name} was closed")
-
-
-def _break(group: Any, peer: int) -> None:
-    """Close the sockets now, and so wake whoever waits, here and at the other end.
-
-    Gloo has no call for that (``abort`` and ``shutdown`` do nothing, and a group is only taken down
-    when the last wait is over); but it closes a pair on which a wait has timed out.
-    """
-    with contextlib.suppress(RuntimeError):
-        group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NEVER_SENT).wait(
-            timedelta(seconds=_WAIT_S_MIN)
-        )
+        self._link.check_open()
 
 
 def _failure(link: str, deadline_s: float, error: Exception) -> LinkFailed:

@@ -5,7 +5,9 @@ would take the whole worker down. NCCL has no deadline of its own, so everything
 looks at the clock, and ``close`` aborts the communicator, which ends whatever hangs in it.
 
 P makes the id and posts it; both ends then enter the initialisation, which is a collective, at the
-same time.
+same time. It cannot be interrupted: an end whose peer never comes leaves a thread behind in it.
+
+Not confirmed on GPUs yet: ``tests/gpu`` is for that.
 """
 
 import importlib
@@ -26,6 +28,7 @@ from components.worker.vllm.connector.link import (
     LinkUnavailable,
     Tensor,
 )
+from components.worker.vllm.connector.link_base import LinkBase
 
 _ID_KEY: Final = "nccl-unique-id"
 _POLL_S: Final = 0.0001
@@ -49,7 +52,7 @@ def open_nccl(board: Board, end: End, place: LinkPlace, deadline_s: float) -> Li
     else:
         unique_id = board.read(_ID_KEY, deadline_s)
     opening = _Opening(pynccl.PyNcclCommunicator, unique_id, end, place.device)
-    return _NcclLink(board.link, opening.result(board.link, deadline_s), 1 - end, place.device)
+    return _NcclLink(board.link, 1 - end, place.device, opening.result(board.link, deadline_s))
 
 
 class _Opening:
@@ -68,6 +71,8 @@ class _Opening:
     def _run(self, communicator: Any, unique_id: bytes, end: int, device: Any) -> None:
         try:
             made = communicator.from_unique_id_bytes(unique_id, end, 2, device)
+            if not made.disabled:
+                _greet(made, end, device)
         except Exception as error:  # noqa: BLE001  (carried over to whoever waits)
             self._failed.append(error)
         else:
@@ -92,51 +97,48 @@ class _Opening:
         return self._made[0]
 
 
-class _NcclLink:
-    def __init__(self, name: str, communicator: Any, peer: int, device: Any) -> None:
-        self._name = name
-        self._communicator = communicator
-        self._peer = peer
-        self._device = device
-        self._lock = threading.Lock()
+def _greet(communicator: Any, end: int, device: Any) -> None:
+    """One byte each way. NCCL connects two ranks at their first send, and blocks until it has."""
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        byte = torch.zeros(1, dtype=torch.uint8, device=device)
+        calls = (communicator.send, communicator.recv)
+        for call in calls if end == P_END else reversed(calls):
+            call(byte, 1 - end, stream)
+        stream.synchronize()
 
-    @property
-    def name(self) -> str:
-        return self._name
 
-    @property
-    def device(self) -> Any:
-        return self._device
+class _NcclLink(LinkBase):
+    """Its handle is the communicator.
 
-    def send(self, tensor: Tensor, deadline_s: float) -> "_NcclPending":
-        return self._begin("send", tensor, deadline_s)
+    What it sends and receives is enqueued on a stream of its own, behind what the calling thread
+    has enqueued on its own. So that thread's stream never waits for a peer: it can be synchronised
+    without a deadline.
+    """
 
-    def receive(self, tensor: Tensor, deadline_s: float) -> "_NcclPending":
-        return self._begin("recv", tensor, deadline_s)
+    def __init__(self, name: str, peer: int, device: Any, handle: Any) -> None:
+        super().__init__(name, peer, device, handle)
+        self._stream = torch.cuda.Stream(device)
 
-    def _begin(self, what: str, tensor: Tensor, deadline_s: float) -> "_NcclPending":
-        communicator = self._communicator
-        # A destroyed communicator takes calls and does nothing.
-        if communicator is None or communicator.disabled:
-            raise LinkFailed(f"link {self._name} is closed")
-        stream = torch.cuda.current_stream(self._device)
+    def _begin(self, call: str, tensor: Tensor, deadline_s: float) -> "_NcclPending":
+        communicator = self._handle
+        self.check_open()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        # If the transfer is given up, the memory is not used again before the stream is past it.
+        tensor.record_stream(self._stream)
         try:
-            getattr(communicator, what)(tensor, self._peer, stream)
+            getattr(communicator, call)(tensor, self._peer, self._stream)
         except RuntimeError as error:
             raise LinkFailed(f"link {self._name}: {error}") from error
+        if communicator.disabled:  # a destroyed communicator takes calls and does nothing
+            raise LinkFailed(f"link {self._name} is closed")
         event = torch.cuda.Event()
-        event.record(stream)
+        event.record(self._stream)
         return _NcclPending(self, event, tensor, deadline_s)
 
-    def close(self) -> None:
-        with self._lock:
-            communicator, self._communicator = self._communicator, None
-        if communicator is not None:
-            communicator.destroy()
-
-    @property
-    def closed(self) -> bool:
-        return self._communicator is None
+    def _end(self, handle: Any) -> None:
+        """Abort, also what hangs; vLLM waits 5 s for that at most."""
+        handle.destroy()
 
 
 class _NcclPending:
@@ -147,11 +149,15 @@ class _NcclPending:
         self._deadline_s = deadline_s
 
     def wait(self) -> None:
-        while not self._event.query():
-            if self._link.closed:
-                raise LinkFailed(f"link {self._link.name} was closed")
+        while not self._is_done():
+            self._link.check_open()
             if time.monotonic() >= self._deadline_s:
                 raise LinkTimedOut(f"link {self._link.name}: not done in time")
             time.sleep(_POLL_S)
-        if self._link.closed:  # an abort ends what was enqueued, but not well
-            raise LinkFailed(f"link {self._link.name} was closed")
+        self._link.check_open()  # an abort ends what was enqueued, but not well
+
+    def _is_done(self) -> bool:
+        try:
+            return bool(self._event.query())
+        except RuntimeError as error:  # CUDA reports here what went wrong on the stream before
+            raise LinkFailed(f"link {self._link.name}: {error}") from error

@@ -6,6 +6,10 @@ that vLLM sends them anyway, and hears back through vLLM what has ended.
 P keeps the blocks of the prompt, not those of the token that it sampled beside it. D fills the
 blocks that it does not have: its own prefix hits are full blocks at the front, so what is missing
 is the tail. D then computes the last token of the prompt again, on top of what was loaded.
+
+vLLM says when it takes a request, and when it has blocks for it, but not that it has none. A
+request that still has none when the orders of a step are taken has been passed over by that step:
+so the ranks are told to fetch its KV into host memory meanwhile (``staging.py``).
 """
 
 import itertools
@@ -14,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from components.worker.vllm.connector.config import ConnectorConfig, Held
-from components.worker.vllm.connector.core import Orders, Pin, PullOrder, SayRelease
+from components.worker.vllm.connector.orders import Orders, Pin, PullOrder, SayRelease
 from schemas.codes import ReleaseReason
 
 log: Final = logging.getLogger("switchyard.connector")
@@ -38,9 +42,20 @@ class HandoffScheduling:
         self._layout = layout
         self._orders = Orders()
         self._loading: set[str] = set()
+        self._new: dict[str, PullOrder] = {}  # no step has passed these over so far
+        self._staged: set[str] = set()
         self._transfers = itertools.count(1)
 
     # D
+
+    def on_new(self, request: Request) -> None:
+        """VLLM has taken a request; it may find blocks for it in the next step, or much later."""
+        held = self._wanted(request)
+        if not self._config.host_staging_bytes or held is None or self._objection(held):
+            return
+        blocks = self._blocks_of(self._loadable(held, request))
+        if blocks:
+            self._new[request.request_id] = self._order(request, held, 0, range(blocks))
 
     def tokens_to_load(self, request: Request, computed_tokens: int) -> int:
         """Tokens beyond the local prefix hit that P has. Changes nothing; may be asked again."""
@@ -59,22 +74,34 @@ class HandoffScheduling:
             return
         self._forget_source(request)
         if tokens <= 0:
+            self._unstage(request)
             self._release(held, "consumed")  # all of it was here
             return
         total = self._loadable(held, request)
         first = (total - tokens) // self._block_tokens
+        self._new.pop(request.request_id, None)
+        self._staged.discard(request.request_id)
         self._loading.add(request.request_id)
-        self._orders.pulls.append(
-            PullOrder(
-                transfer_id=held.transfer_id,
-                request_id=request.request_id,
-                source=held.worker,
-                epoch=held.epoch,
-                first_block=first,
-                blocks=tuple(blocks[first : self._blocks_of(total)]),
-                refused=self._objection(held),
-            )
+        wanted = blocks[first : self._blocks_of(total)]
+        self._orders.pulls.append(self._order(request, held, first, wanted))
+
+    def _order(self, request: Request, held: Held, first: int, blocks: Sequence[int]) -> PullOrder:
+        return PullOrder(
+            transfer_id=held.transfer_id,
+            request_id=request.request_id,
+            source=held.worker,
+            epoch=held.epoch,
+            first_block=first,
+            blocks=tuple(blocks),
+            refused=self._objection(held),
         )
+
+    def _unstage(self, request: Request) -> None:
+        """It will not be pulled: what the ranks have staged is of no use."""
+        self._new.pop(request.request_id, None)
+        if request.request_id in self._staged:
+            self._staged.discard(request.request_id)
+            self._orders.cancels.append(request.request_id)
 
     def _wanted(self, request: Request) -> Held | None:
         params = request.kv_transfer_params
@@ -121,6 +148,7 @@ class HandoffScheduling:
         held = self._wanted(request)
         if held is not None:  # aborted before it had blocks to load into
             self._forget_source(request)
+            self._unstage(request)
             self._release(held, "cancelled")
         params = request.kv_transfer_params
         if not params or not params.get("do_remote_decode"):
@@ -151,9 +179,13 @@ class HandoffScheduling:
 
     # Both
 
-    def take_orders(self) -> Orders:
-        """All orders since the last call; for the ranks."""
+    def take_orders(self, *, idle: bool = False) -> Orders:
+        """All orders of this step, for the ranks; once per step, after blocks were given out."""
         orders, self._orders = self._orders, Orders()
+        orders.stages += self._new.values()
+        self._staged.update(self._new)
+        self._new.clear()
+        orders.idle = idle
         return orders
 
     def on_received(self, request_ids: Iterable[str]) -> None:

@@ -7,16 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.worker.vllm.connector.config import ConnectorConfig
-from components.worker.vllm.connector.core import (
+from components.worker.vllm.connector.core import Holdings, Pulls
+from components.worker.vllm.connector.orders import (
     Answer,
     BeginPull,
     BreakLink,
-    Holdings,
     NameReceived,
     NameSent,
     Pin,
     PullOrder,
-    Pulls,
     SayRelease,
 )
 from components.worker.vllm.connector.rendezvous import link_name
@@ -308,7 +307,7 @@ def received(outcomes):
 
 
 def test_a_pull_that_is_done_is_named_once():
-    pulls = Pulls(config())
+    pulls = Pulls(config(), BLOCK_BYTES)
     assert pulls.order(order(), 0.0) == [BeginPull(order(), 10.0)]
     assert pulls.begin("r1")
     assert not pulls.begin("r1"), "one thread only"
@@ -317,7 +316,7 @@ def test_a_pull_that_is_done_is_named_once():
 
 
 def test_a_failed_pull_is_named_as_received_and_failed_and_the_holder_hears_of_it():
-    pulls = Pulls(config())
+    pulls = Pulls(config(), BLOCK_BYTES)
     pulls.order(order(), 0.0)
     pulls.begin("r1")
     named, release = pulls.on_failed("r1", "peer_lost", "gone", 0.1)
@@ -326,18 +325,18 @@ def test_a_failed_pull_is_named_as_received_and_failed_and_the_holder_hears_of_i
 
 
 def test_an_order_that_cannot_be_pulled_fails_without_a_thread():
-    outcomes = Pulls(config()).order(order(refused="other ranks"), 0.0)
+    outcomes = Pulls(config(), BLOCK_BYTES).order(order(refused="other ranks"), 0.0)
     assert received(outcomes) == [("r1", True, "refused")]
     assert not [o for o in outcomes if isinstance(o, BeginPull)]
 
 
 def test_an_order_without_blocks_is_a_bug_because_its_request_is_not_parked():
     with pytest.raises(AssertionError):
-        Pulls(config()).order(order(blocks=()), 0.0)
+        Pulls(config(), BLOCK_BYTES).order(order(blocks=()), 0.0)
 
 
 def test_an_aborted_request_that_waits_in_a_queue_is_named_at_once_and_no_thread_takes_it():
-    pulls = Pulls(config())
+    pulls = Pulls(config(), BLOCK_BYTES)
     pulls.order(order(), 0.0)
     assert received(pulls.cancel("r1", 0.1)) == [("r1", True, "cancelled")]
     assert not pulls.begin("r1")
@@ -345,7 +344,7 @@ def test_an_aborted_request_that_waits_in_a_queue_is_named_at_once_and_no_thread
 
 
 def test_an_aborted_pull_that_runs_is_named_when_nobody_writes_any_more():
-    pulls = Pulls(config(cancel_grace_ms=50))
+    pulls = Pulls(config(cancel_grace_ms=50), BLOCK_BYTES)
     pulls.order(order(), 0.0)
     pulls.begin("r1")
     pulls.on_link("r1", "the link")
@@ -360,7 +359,7 @@ def test_an_aborted_pull_that_runs_is_named_when_nobody_writes_any_more():
 
 
 def test_what_waits_too_long_in_a_queue_fails():
-    pulls = Pulls(config(pull_timeout_ms=2_000))
+    pulls = Pulls(config(pull_timeout_ms=2_000), BLOCK_BYTES)
     pulls.order(order(), 0.0)
     assert pulls.on_tick(1.9) == []
     assert received(pulls.on_tick(2.0)) == [("r1", True, "lease_expired")]
@@ -368,7 +367,17 @@ def test_what_waits_too_long_in_a_queue_fails():
 
 
 def test_more_pulls_than_the_table_holds_fail_at_once():
-    pulls = Pulls(config(transfers_max=1))
+    pulls = Pulls(config(transfers_max=1), BLOCK_BYTES)
     pulls.order(order("r1"), 0.0)
     assert received(pulls.order(order("r2"), 0.0)) == [("r2", True, "refused")]
     assert len(pulls) == 1
+
+
+def test_a_pull_that_hangs_past_its_deadline_is_woken():
+    pulls = Pulls(config(pull_timeout_ms=2_000, cancel_grace_ms=50), BLOCK_BYTES)
+    pulls.order(order(), 0.0)
+    pulls.begin("r1")
+    pulls.on_link("r1", "the link")
+    assert pulls.on_tick(2.04) == []
+    assert pulls.on_tick(2.05) == [BreakLink("the link")]
+    assert pulls.on_tick(3.0) == [], "once is enough"

@@ -13,8 +13,8 @@ EPOCH = 100
 HELD = Held("t1", "prefill-0", EPOCH, tokens=100, blocks=4, layout="x", ranks=1)
 
 
-def scheduling(layout="x", ranks=1, worker="decode-0"):
-    config = ConnectorConfig(worker=worker, epoch=EPOCH, nats_url="nats://127.0.0.1:1")
+def scheduling(layout="x", ranks=1, worker="decode-0", **settings):
+    config = ConnectorConfig(worker, EPOCH, "nats://127.0.0.1:1", **settings)
     return HandoffScheduling(config, block_tokens=32, ranks=ranks, layout=layout)
 
 
@@ -153,3 +153,56 @@ def test_transfers_that_nobody_names_get_names_of_their_own():
         names.append(side.on_finished(request, (1, 2, 3, 4))[1]["transfer_id"])
     assert names[0] != names[1]
     assert names[0].startswith("decode-0.")
+
+
+def test_a_request_that_a_step_passes_over_is_staged_whole_and_once():
+    side, request = scheduling(), FakeRequest()
+    side.on_new(request)
+    (order,) = side.take_orders().stages
+    assert (order.first_block, order.blocks) == (0, (0, 1, 2, 3))
+    assert (order.transfer_id, order.request_id) == ("t1", "r1")
+    assert side.take_orders().stages == []
+    side.on_blocks(request, (50, 51, 52, 53), 36)
+    orders = side.take_orders()
+    assert [o.blocks for o in orders.pulls] == [(52, 53)], "two blocks were found here meanwhile"
+    assert orders.cancels == []
+
+
+def test_a_request_that_gets_blocks_in_its_first_step_is_not_staged():
+    side, request = scheduling(), FakeRequest()
+    side.on_new(request)
+    side.on_blocks(request, (50, 51, 52, 53), 100)
+    orders = side.take_orders()
+    assert (len(orders.pulls), orders.stages) == (1, [])
+
+
+def test_a_staged_request_that_is_aborted_or_finds_all_of_it_here_is_unstaged():
+    for end in (
+        lambda side, request: side.on_finished(request, ()),
+        lambda side, request: side.on_blocks(request, (), 0),
+    ):
+        side, request = scheduling(), FakeRequest()
+        side.on_new(request)
+        side.take_orders()
+        end(side, request)
+        orders = side.take_orders()
+        assert orders.cancels == ["r1"]
+        assert len(orders.releases) == 1
+
+
+def test_a_request_that_is_aborted_before_any_step_leaves_no_order():
+    side, request = scheduling(), FakeRequest()
+    side.on_new(request)
+    side.on_finished(request, ())
+    orders = side.take_orders()
+    assert (orders.stages, orders.cancels) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "params"),
+    [({}, None), ({"layout": "y"}, HELD.params()), ({"host_staging_bytes": 0}, HELD.params())],
+)
+def test_what_cannot_be_pulled_or_may_not_be_staged_is_not(changes, params):
+    side, request = scheduling(**changes), FakeRequest(kv_transfer_params=params)
+    side.on_new(request)
+    assert side.take_orders().stages == []

@@ -1,0 +1,1 @@
+"""An agent in front of SGLang servers that prefill and decode apart."""
