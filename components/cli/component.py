@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 Overrides = dict[str, object]
-NOT_SETTINGS: Final = {"command", "assignments"}
+NOT_SETTINGS: Final = {"command", "assignments", "engine_arguments"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,11 @@ FLAGS: Final[dict[str, tuple[Flag, ...]]] = {
     "worker": (
         Flag("--role", "role", "prefill, decode or aggregated"),
         Flag("--model", "model", "name of the model"),
-        Flag("--engine", "engine", "sim or vllm"),
+        Flag("--engine", "engine", "sim, vllm or sglang"),
         Flag("--profile", "profile", "how fast the simulated engine is"),
         Flag("--speed", "speed", "how much faster than real time it runs", float),
+        Flag("--prefill-urls", "prefill_urls", "SGLang: 'URL [BOOTSTRAP_PORT]', comma-separated"),
+        Flag("--decode-urls", "decode_urls", "SGLang: URLs of decode servers, comma-separated"),
     ),
     "scheduler": (),
     "router": (),
@@ -61,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=flag.name.removeprefix("--").replace("-", "_").upper(),
             help=flag.help,
         )
+    if command == "worker":
+        add_engine_args(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -69,6 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="assignments",
         type=assignment,
         help="any other setting of this component, or host.KEY for what all share; repeatable",
+    )
+
+
+def add_engine_args(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine-args",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="engine_arguments",
+        type=assignment,
+        help="arguments of vLLM's engine by their names, e.g. max_model_len=8192; values are JSON"
+        " where they read as such",
     )
 
 
@@ -83,7 +101,12 @@ def assignment(text: str) -> tuple[str, str]:
 def overrides(args: argparse.Namespace) -> Overrides:
     """What the command line says about settings; a later ``--set`` wins over everything."""
     flags = {key: value for key, value in vars(args).items() if key not in NOT_SETTINGS}
-    return {**flags, **dict(args.assignments)}
+    engine = getattr(args, "engine_arguments", [])
+    return {
+        **flags,
+        **{f"engine_args.{key}": value for key, value in engine},
+        **dict(args.assignments),
+    }
 
 
 def run(args: argparse.Namespace) -> int:

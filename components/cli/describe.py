@@ -12,7 +12,7 @@ from bus import codec, subjects
 from bus.endpoint import matcher
 from bus.errors import MalformedMessage
 from schemas.engine import EngineLoadReported, EngineStateReceived, KvPagesChanged
-from schemas.fleet import FleetJoined, FleetLeft
+from schemas.fleet import FleetExpired, FleetJoined, FleetLeft, FleetRegistered
 from schemas.frames import Entry
 from schemas.journal import JournalAppended
 from schemas.message import Message
@@ -162,6 +162,11 @@ def _sentence(message: Message) -> str:  # noqa: PLR0911  (a line for each kind)
             return f"{message.instance} lost after {message.silent_ms} ms of silence"
         case FleetLeft():
             return f"{message.instance} left"
+        case FleetRegistered():
+            kv = f", KV at {message.kv_address}" if message.kv_address else ""
+            return f"{message.instance} registered by {message.by} as {message.role}{kv}"
+        case FleetExpired():
+            return f"{message.instance} ({message.role}) expired, {message.silent_ms} ms silent"
         case _:
             return _pairs(message.model_dump().items())
 

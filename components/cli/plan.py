@@ -67,21 +67,29 @@ def planned(
     udp: tuple[str, int],
     worker: Sequence[str] = (),
     devices: Sequence[int] = (),
+    tp: int = 1,
+    urls: Sequence[str] = (),
+    bridge: Sequence[str] = (),
 ) -> tuple[Planned, ...]:
     """All processes, in the order in which they are started.
 
-    ``worker`` goes to every worker. ``devices`` gives each worker in turn one GPU of its own.
+    ``worker`` goes to every worker, ``bridge`` to the bridge. ``devices`` gives each worker in turn
+    ``tp`` GPUs of its own, ``urls`` the address of its engine.
     """
-    if devices and len(devices) < len(engines.named()):
-        raise BadPlan(f"{len(engines.named())} engines, but only {len(devices)} devices are named")
+    names = engines.named()
+    if devices and len(devices) < len(names) * tp:
+        raise BadPlan(
+            f"{len(names)} engines of {tp} GPU{'s' if tp > 1 else ''},"
+            f" but only {len(devices)} devices are named"
+        )
     workers = [
         Planned(
             "worker",
             instance,
-            ("--role", role, *worker),
-            (("CUDA_VISIBLE_DEVICES", str(devices[place])),) if devices else (),
+            ("--role", role, *worker, *(("--set", f"url={urls[place]}") if urls else ())),
+            _sees(devices[place * tp : (place + 1) * tp]),
         )
-        for place, (role, instance) in enumerate(engines.named())
+        for place, (role, instance) in enumerate(names)
     ]
     return (
         Planned("registry", "registry-0"),
@@ -89,5 +97,9 @@ def planned(
         Planned("scheduler", "scheduler-0"),
         Planned("router", "router-0"),
         *workers,
-        Planned("bridge", "bridge-0", ("--host", udp[0], "--udp-port", str(udp[1]))),
+        Planned("bridge", "bridge-0", ("--host", udp[0], "--udp-port", str(udp[1]), *bridge)),
     )
+
+
+def _sees(devices: Sequence[int]) -> tuple[tuple[str, str], ...]:
+    return (("CUDA_VISIBLE_DEVICES", ",".join(map(str, devices))),) if devices else ()

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,9 @@ from components.cli.errors import CommandFailed
 LAYOUT: Final = 1
 #: A log is moved to `<name>.log.1` (the one before is lost) when it has this size at a look.
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
+#: So often, so far apart, the lock is tried before it counts as taken.
+LOOKS: Final = 3
+LOOK_S: Final = 0.02
 LAST_WORDS_BYTES: Final = 8192
 LAST_WORDS_LINES: Final = 3
 
@@ -52,6 +56,8 @@ class RunFile:
     pid: int
     processes: dict[str, RunningProcess] = field(default_factory=dict)
     layout: int = LAYOUT
+    #: How long running requests may take when it is told to end.
+    drain_s: float = 20.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -89,21 +95,38 @@ class RunDir:
         except OSError as error:
             raise CommandFailed(f"cannot use {self.path}: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CommandFailed(self._taken(os.read(descriptor, 20).decode())) from None
+            if not _taken_over(descriptor):
+                raise CommandFailed(self._taken(os.read(descriptor, 20).decode()))
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
             yield
+            os.truncate(descriptor, 0)
         finally:
             os.close(descriptor)
 
     def _taken(self, pid: str) -> str:
         return (
             f"another `switchyard up` (pid {pid or '?'}) runs on {self.path}. Stop it with"
-            f" Ctrl-C or `kill -INT {pid or 'PID'}`, or choose another folder with --data"
+            " Ctrl-C or `switchyard down`, or choose another folder with --data"
         )
+
+    def holder(self) -> int | None:
+        """The process that holds the folder, from before its page is written until it has ended.
+
+        None when there is none. Whoever looks holds the lock for that moment.
+        """
+        try:
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.read(descriptor, 20)
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
 
     def read(self) -> RunFile | None:
         """What the `up` of this folder says; None when none runs or its page cannot be read."""
@@ -153,6 +176,18 @@ class RunDir:
         except OSError:
             return ""
         return "\n".join([line for line in lines if line.strip()][-LAST_WORDS_LINES:])
+
+
+def _taken_over(descriptor: int) -> bool:
+    """Is the lock ours? Tried for a moment: somebody may only be looking who holds it."""
+    for _ in range(LOOKS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOOK_S)
+        else:
+            return True
+    return False
 
 
 def _runs(pid: int) -> bool:

@@ -52,6 +52,7 @@ async def look(yard: Found) -> Snapshot:
         engines=answers.fleet.engines if answers.fleet else (),
         bus=replace(bus, connected=answers.connected, error=answers.error or bus.error),
         registry_answers=answers.fleet is not None,
+        registered=answers.fleet.registered if answers.fleet else (),
     )
 
 

@@ -4,7 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from schemas.fleet import EngineEntry, HeartbeatSent, ShowComponentReply, ShowFleetReply
+from schemas.fleet import (
+    EngineEntry,
+    FleetRegistered,
+    HeartbeatSent,
+    ShowComponentReply,
+    ShowFleetReply,
+)
 
 #: States in which a process does its work; the others are said to be a problem.
 WELL: Final = frozenset({"ready"})
@@ -65,6 +71,8 @@ class Snapshot:
     engines: tuple[EngineEntry, ...]
     bus: BusState
     registry_answers: bool
+    #: Engines outside Switchyard that a bridge knows of.
+    registered: tuple[FleetRegistered, ...] = ()
 
     def problems(self) -> list[str]:
         """What is missing or not well, one sentence each; empty when all is."""
@@ -99,6 +107,7 @@ class Snapshot:
             "url": self.url,
             "components": [asdict(component) for component in self.components],
             "engines": [engine.model_dump(mode="json") for engine in self.engines],
+            "registered": [engine.model_dump(mode="json") for engine in self.registered],
             "bus": asdict(self.bus),
         }
 
@@ -155,6 +164,13 @@ def as_text(snapshot: Snapshot) -> str:
     if snapshot.engines:
         parts.append(
             _table(("ENGINE", "ROLE", "LOAD", "AGE"), (_engine_row(e) for e in snapshot.engines))
+        )
+    if snapshot.registered:
+        parts.append(
+            _table(
+                ("ENGINE ELSEWHERE", "ROLE", "KV CONNECTOR", "KNOWN BY"),
+                ((r.instance, r.role, r.kv_address or "-", r.by) for r in snapshot.registered),
+            )
         )
     parts.append(_bus_text(snapshot.bus))
     if problems := snapshot.problems():

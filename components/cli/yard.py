@@ -8,16 +8,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from components.cli import keyring, ports, probe
+from components.cli import connectors, detach, keyring, ports, probe
+from components.cli.engine_options import as_assignments, engine_args, engine_of, fleet_of
 from components.cli.errors import CommandFailed
 from components.cli.own_nats import OwnNats, create_streams
-from components.cli.plan import STOP_ORDER, Engines, Planned, planned
+from components.cli.plan import STOP_ORDER, Planned, planned
 from components.cli.progress import Progress
 from components.cli.rundir import RunDir, RunFile, RunningProcess, default_data_dir
 from components.cli.settings import UpSettings
@@ -58,7 +59,7 @@ class Yard:
         run_dir: RunDir,
         progress: Progress,
     ) -> None:
-        """Raises ``CommandFailed`` for a taken port and ``BadPlan`` for useless engines."""
+        """Raises ``CommandFailed`` (port taken), ``BadPlan`` (useless engines), ``BadSettings``."""
         self._settings = settings
         self._prefix = host_settings.subject_prefix
         self._drain_s = host_settings.drain_s
@@ -69,13 +70,21 @@ class Yard:
         self._port = ports.choose(settings.host, settings.port, socket.SOCK_STREAM)
         self._udp_port = ports.choose(settings.host, settings.udp_port, socket.SOCK_DGRAM)
         self._host = ports.reachable(settings.host)
+        arguments = engine_args(settings, config, os.environ)
+        fleet = fleet_of(settings, arguments)
         self._plan = planned(
-            Engines.asked_for(settings.prefill, settings.decode, settings.aggregated),
+            fleet.engines,
             http=(settings.host, self._port),
             udp=(settings.host, self._udp_port),
-            worker=worker_flags(settings),
-            devices=settings.devices,
+            worker=worker_flags(settings, arguments),
+            devices=fleet.devices,
+            tp=fleet.tp,
+            urls=fleet.urls,
+            bridge=bridge_flags(settings),
         )
+        #: Whom we run; the others of the plan only have keys, and join by themselves.
+        self._own = tuple(p for p in self._plan if settings.workers or p.component != "worker")
+        self._ranks = connectors.ranks_of(settings, config)
         self._nats: OwnNats | None = None
         self._nats_url = settings.nats or ""
         self._page: RunFile | None = None
@@ -107,6 +116,7 @@ class Yard:
     async def _start_bus(self, running: AsyncExitStack) -> None:
         if not self._settings.nats:
             instances = [(process.component, process.instance) for process in self._plan]
+            instances += connectors.instances(self._plan, self._ranks)
             keys = self._keys or self._dir.keys
             self._nats = OwnNats(self._dir.nats, keys, instances, self._prefix, self._progress)
             self._nats_url = await running.enter_async_context(self._nats.running())
@@ -119,7 +129,7 @@ class Yard:
     @asynccontextmanager
     async def _processes(self, stop: Stop) -> AsyncIterator[Supervisor]:
         supervisor = Supervisor(
-            [self._on_the_bus(process) for process in self._plan],
+            [self._on_the_bus(process) for process in self._own],
             self._dir,
             environment(),
             say=self._progress.say,
@@ -139,6 +149,8 @@ class Yard:
         key_file = keyring.find(self._keys, process.component, process.instance)
         more = ["--instance", process.instance, "--nats", self._nats_url]
         more += ["--key-file", str(key_file)] if key_file else []
+        if process.component == "worker":
+            more += connectors.arguments(self._keys, process.instance, self._ranks)
         more += ["--config", str(self._config)] if self._config else []
         return Planned(
             process.component,
@@ -161,6 +173,7 @@ class Yard:
             keys_dir=str(self._keys or ""),
             subject_prefix=self._prefix,
             pid=os.getpid(),
+            drain_s=self._drain_s,
             processes=processes,
         )
         if page != self._page:
@@ -172,16 +185,15 @@ class Yard:
         while True:
             await asyncio.sleep(LOOK_S)
             self._write_page(supervisor)
-            for process in self._plan:
-                self._dir.trim_log(process.instance)
+            for name in (*(process.instance for process in self._own), detach.LOG):
+                self._dir.trim_log(name)
 
     # Being ready.
 
     async def _ready(self) -> None:
         """Return when requests are served, and everyone is ready or it was said who is not."""
-        self._progress.step("waiting for the engines")
-        while not await probe.takes_requests(self._host, self._port):  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S)  # what changes is in another process
+        if self._settings.workers:
+            await self._served()
         until_s = time.monotonic() + STRAGGLERS_S
         while missing := await self._not_ready():
             if time.monotonic() > until_s:
@@ -191,9 +203,14 @@ class Yard:
             self._progress.step(f"waiting for {', '.join(missing)}")
             await asyncio.sleep(POLL_S)
 
+    async def _served(self) -> None:
+        self._progress.step("waiting for the engines")
+        while not await probe.takes_requests(self._host, self._port):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)  # what changes is in another process
+
     async def _not_ready(self) -> list[str]:
         key_file = keyring.find(self._keys, keyring.OPERATOR, keyring.OPERATOR)
-        names = [process.instance for process in self._plan]
+        names = [process.instance for process in self._own]
         return await probe.not_ready(self._nats_url, key_file, self._prefix, names)
 
     async def _until(
@@ -232,6 +249,9 @@ class Yard:
     async def _announce(self) -> None:
         self._progress.rest()
         print(f"ready {self.url}", flush=True)
+        if not self._settings.workers:
+            self._progress.show("No workers yet; each joins with: switchyard join ROLE")
+            return
         listed = await probe.models(self._host, self._port)
         for line in what_to_try(self.url, listed[0] if listed else "MODEL", self._dir.path):
             self._progress.show(line)
@@ -242,16 +262,24 @@ async def _hurry(stop: Stop, supervisor: Supervisor) -> None:
     supervisor.kill()
 
 
-def worker_flags(settings: UpSettings) -> list[str]:
-    """What every worker is told; what was not asked for stays as the worker has it."""
+def worker_flags(settings: UpSettings, arguments: Mapping[str, object] | None = None) -> list[str]:
+    """What every worker is told; what was not asked for stays as the worker has it.
+
+    ``arguments`` are those of vLLM's engine.
+    """
     asked = {
-        "--engine": settings.engine,
+        "--engine": engine_of(settings),
         "--model": settings.model,
         "--profile": settings.profile,
         "--speed": settings.speed,
     }
     given = {flag: str(value) for flag, value in asked.items() if value is not None}
-    return [word for pair in given.items() for word in pair]
+    words = [word for pair in given.items() for word in pair]
+    return [*words, *as_assignments(arguments or {})]
+
+
+def bridge_flags(settings: UpSettings) -> list[str]:
+    return [] if settings.ping_port is None else ["--set", f"ping_port={settings.ping_port}"]
 
 
 def environment() -> dict[str, str]:

@@ -29,9 +29,7 @@ def up_settings(*words: str, env: dict[str, str] | None = None, config: Path | N
     parser = argparse.ArgumentParser()
     parser.set_defaults(command="up")
     up.add_arguments(parser)
-    flags = {
-        k: v for k, v in vars(parser.parse_args(words)).items() if k not in {"command", "config"}
-    }
+    flags = up.overrides(parser.parse_args(words))
     return load(UpSettings, "up", config, env or {}, flags)
 
 

@@ -10,6 +10,7 @@ from components.cli.describe import told
 from schemas.body import BodyPublished
 from schemas.codes import RequestStep
 from schemas.examples import EXAMPLES, example
+from schemas.fleet import FleetExpired, FleetRegistered
 from schemas.frames import Entry
 from schemas.journal import JournalAppended
 from schemas.message import Message
@@ -104,3 +105,12 @@ def test_a_journal_entry_is_told_by_the_kinds_of_its_inputs():
 def test_inputs_of_another_form_do_not_stop_the_telling():
     (one,) = told("yard.evt.x", stored(example(JournalAppended, inputs=b"\xc1")))
     assert one.plain["inputs"] == ["1 bytes that are no list of inputs"]
+
+
+def test_engines_elsewhere_are_told_with_role_and_addresses():
+    (one,) = told("yard.evt.x", stored(example(FleetRegistered)))
+    assert one.text == "10.0.0.5:20003 registered by ping as prefill, KV at 10.0.0.5:21001"
+    (one,) = told("yard.evt.x", stored(example(FleetRegistered, kv_address="", by="static")))
+    assert one.text == "10.0.0.5:20003 registered by static as prefill"
+    (one,) = told("yard.evt.x", stored(example(FleetExpired)))
+    assert one.text == "10.0.0.5:20003 (prefill) expired, 10250 ms silent"

@@ -13,8 +13,14 @@ from components.cli.status_view import (
     as_text,
     components_of,
 )
-from schemas.examples import HEARTBEAT, LOAD, STATE
-from schemas.fleet import EngineEntry, FleetEntry, ShowComponentReply, ShowFleetReply
+from schemas.examples import HEARTBEAT, LOAD, STATE, example
+from schemas.fleet import (
+    EngineEntry,
+    FleetEntry,
+    FleetRegistered,
+    ShowComponentReply,
+    ShowFleetReply,
+)
 
 BUS = BusState(
     "nats://127.0.0.1:4222",
@@ -121,3 +127,19 @@ def test_the_page_for_people_has_every_process_engine_stream_and_problem():
         "nothing known", "nats-server 2.15.1", "REQUESTS", "2.0 KiB", "PROBLEMS",
     ):  # fmt: skip
         assert part in text, part
+
+
+def test_engines_elsewhere_have_a_table_of_their_own_and_stand_in_the_json():
+    pings = example(FleetRegistered)
+    named = FleetRegistered(instance="b:80", role="decode", http_address="b:80", by="static")
+    found = replace(snapshot(), registered=(pings, named))
+    assert found.problems() == []
+    table = as_text(found).split("\n\n")[1].splitlines()
+    assert [line.split() for line in table] == [
+        ["ENGINE", "ELSEWHERE", "ROLE", "KV", "CONNECTOR", "KNOWN", "BY"],
+        ["10.0.0.5:20003", "prefill", "10.0.0.5:21001", "ping"],
+        ["b:80", "decode", "-", "static"],
+    ]
+    plain = json.loads(json.dumps(found.to_plain()))
+    assert [engine["by"] for engine in plain["registered"]] == ["ping", "static"]
+    assert "ENGINE ELSEWHERE" not in as_text(snapshot())
