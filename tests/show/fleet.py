@@ -41,7 +41,8 @@ class Fleet:
         self._environment |= {f"SWITCHYARD_{k.upper()}": str(v) for k, v in settings.items()}
         if fault:
             # `sitecustomize` of that folder changes the product's code as it is imported.
-            self._environment |= {"PYTHONPATH": str(PLANTED), "PLANTED_FAULT": fault}
+            path = os.pathsep.join(filter(None, (str(PLANTED), os.environ.get("PYTHONPATH"))))
+            self._environment |= {"PYTHONPATH": path, "PLANTED_FAULT": fault}
         self._up: asyncio.subprocess.Process | None = None
         self.url = ""
         self.ready_s = 0.0

@@ -1,7 +1,8 @@
 """Faults planted in the running product, for the controls of the proofs. Never in the product.
 
 A process whose ``PYTHONPATH`` names this folder imports this file at its start. ``PLANTED_FAULT``
-names one fault; its function gets the module it changes, right after that module was imported.
+names faults, with commas; a fault's function gets the module it changes, right after that module
+was imported.
 """
 
 import importlib.abc
@@ -54,13 +55,11 @@ class _Spoiler(importlib.abc.MetaPathFinder):
 
 
 def _plant() -> None:
-    name = os.environ.get("PLANTED_FAULT")
-    if not name:
-        return
-    if name not in FAULTS:
-        sys.exit(f"no such fault: {name}")
-    for module, function in FAULTS[name]:
-        sys.meta_path.insert(0, _Spoiler(module, function))
+    for name in filter(None, os.environ.get("PLANTED_FAULT", "").split(",")):
+        if name not in FAULTS:
+            sys.exit(f"no such fault: {name}")
+        for module, function in FAULTS[name]:
+            sys.meta_path.insert(0, _Spoiler(module, function))
 
 
 @fault("router_hidden_randomness", "components.router.core")
@@ -213,6 +212,87 @@ def _workers_may_publish_anything(module: ModuleType) -> None:
         return module.replace(given, publish=(">",)) if component == "worker" else given
 
     vars(module)["permissions_for"] = spoiled
+
+
+@fault("kv_is_noise", "components.worker.vllm.connector.blocks")
+def _kv_is_noise(module: ModuleType) -> None:
+    scatter = module.KvBlocks.scatter
+
+    def spoiled(self: object, ids: Sequence[int], data: object, skip: int = 0) -> None:
+        for _, part in self._parts(data, skip + len(ids)):  # type: ignore[attr-defined]
+            part.normal_()
+        scatter(self, ids, data, skip)
+
+    module.KvBlocks.scatter = spoiled
+
+
+@fault("links_break_when_told", "components.worker.vllm.connector.gloo")
+def _links_break_when_told(module: ModuleType) -> None:
+    """Part of a proof: an end that takes a file of the folder ``LINK_FAULTS`` breaks its link."""
+    from pathlib import Path  # noqa: PLC0415
+
+    folder = Path(os.environ["LINK_FAULTS"])
+    begin, opened = module._GlooLink._begin, module.open_gloo
+
+    def is_told() -> bool:
+        for request in folder.iterdir():
+            try:
+                request.unlink()
+            except FileNotFoundError:
+                continue
+            return True
+        return False
+
+    def breaking(self: object, *given: object) -> object:
+        if is_told():
+            self.close()  # type: ignore[attr-defined]
+        return begin(self, *given)
+
+    def failing(board: object, *given: object) -> object:
+        if is_told():
+            raise module.LinkFailed("told to fail while opening")
+        return opened(board, *given)
+
+    module._GlooLink._begin = breaking
+    vars(module)["open_gloo"] = failing
+
+
+@fault("transfers_are_slow", "components.worker.vllm.connector.blocks")
+def _transfers_are_slow(module: ModuleType) -> None:
+    """Part of a proof: each chunk takes 0.1 s, so that there is time to kill in the middle."""
+    import time  # noqa: PLC0415
+
+    gather = module.KvBlocks.gather
+
+    def slow(self: object, *given: object) -> None:
+        time.sleep(0.1)
+        gather(self, *given)
+
+    module.KvBlocks.gather = slow
+
+
+@fault("ranks_forget_what_they_hold", "components.worker.vllm.connector.core")
+def _ranks_forget_what_they_hold(module: ModuleType) -> None:
+    """Neither a release nor the end of a lease frees anything."""
+    module.Holdings.release = lambda *_: []
+    module.Holdings.on_tick = lambda *_: []
+
+
+@fault("gateway_ignores_who_leaves", "components.gateway.desk")
+def _gateway_ignores_who_leaves(module: ModuleType) -> None:
+    module.Desk.close = lambda *_: None
+    module.Desk.abandon = lambda *_: None
+
+
+@fault("gateway_forgets_constraints", "components.gateway.submit")
+def _gateway_forgets_constraints(module: ModuleType) -> None:
+    encode = module.encode_body
+
+    def spoiled(body: object) -> object:
+        sampling = body.sampling.model_copy(update={"structured": None, "parsing": None})  # type: ignore[attr-defined]
+        return encode(module.Body(body.prompt_token_ids, sampling, body.emitted))  # type: ignore[attr-defined]
+
+    vars(module)["encode_body"] = spoiled
 
 
 _plant()
