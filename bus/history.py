@@ -11,29 +11,24 @@ batch at a time. Where a stream has dropped messages before they were read, ``on
 
 import asyncio
 import json
-import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
-from bus import codec, keys
-from bus.endpoint import INBOX, log, server_urls
-from bus.errors import NotConnected, StreamUnavailable
-from bus.jetstream import Questions
+from bus import codec
+from bus.endpoint import log
+from bus.errors import StreamUnavailable
+from bus.jetstream import Asking
 from bus.permissions import stream_info
 from bus.subjects import PREFIX
 
 #: One batch ends at whichever comes first (but holds at least one message, of up to 8 MB).
 BATCH_MESSAGES_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 1024 * 1024
-CONNECT_TIMEOUT_S: Final = 10.0
 POLL_MIN_S: Final = 0.01
 POLL_MAX_S: Final = 0.2
 
@@ -72,7 +67,7 @@ def decode_stored(stored: Stored) -> codec.Decoded:
     return codec.decode(stored.data)
 
 
-class History:
+class History(Asking):
     """A reader of streams. Raises ``StreamUnavailable`` when a stream or JetStream is away."""
 
     def __init__(
@@ -84,56 +79,9 @@ class History:
         prefix: str = PREFIX,
         on_gap: Callable[[Gap], None] | None = None,
     ) -> None:
-        self._urls = server_urls(url)
-        self._key_file = key_file
+        super().__init__("history", url, key_file, source)
         self._prefix = prefix
-        self._inbox_prefix = INBOX + source
-        self._inbox = f"{self._inbox_prefix}.{secrets.token_hex(6)}"
         self._on_gap = on_gap or _log_gap
-        self._client = Client()
-        self._questions = Questions(self._client, self._inbox)
-
-    async def __aenter__(self) -> Self:
-        await self.connect()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def connect(self) -> None:
-        """Return once connected; raises ``NotConnected``."""
-        options: dict[str, Any] = {
-            "name": "history",
-            "inbox_prefix": self._inbox_prefix,
-            "reconnect_time_wait": 0.2,
-            "max_reconnect_attempts": -1,
-            "ping_interval": 1,
-            "error_cb": _quiet,
-        }
-        if self._key_file is not None:
-            keys.load(self._key_file)
-            options["nkeys_seed"] = str(self._key_file)
-        client = Client()
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await client.connect(self._urls, **options)
-                questions = Questions(client, self._inbox)
-                await questions.listen()
-        except (TimeoutError, NatsError) as error:
-            why = client.last_error or error
-            await client.close()
-            raise NotConnected(f"no history at {', '.join(self._urls)}: {why}") from error
-        self._client, self._questions = client, questions
-
-    async def close(self) -> None:
-        """Disconnect; harmless twice."""
-        if self._client.is_connected or self._client.is_reconnecting:
-            await self._client.close()
 
     async def state(self, stream: str) -> StreamState:
         """What ``stream`` holds now."""
@@ -227,7 +175,3 @@ class History:
 
 def _log_gap(gap: Gap) -> None:
     log.warning("%s: messages %d to %d are gone", gap.stream, gap.first_seq, gap.last_seq)
-
-
-async def _quiet(error: Exception) -> None:
-    log.debug("history: %s: %s", type(error).__name__, error)

@@ -1,19 +1,85 @@
-"""Questions to JetStream's API whose answers are one message, or many up to a status."""
+"""A connection that asks JetStream's API: answers are one message, or many up to a status."""
 
 import asyncio
 import contextlib
-from typing import Final
+import secrets
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from bus.errors import StreamUnavailable
+from bus import keys
+from bus.endpoint import INBOX, log, server_urls
+from bus.errors import NotConnected, StreamUnavailable
 
+CONNECT_TIMEOUT_S: Final = 10.0
 #: How long the server may be silent within one answer.
 SILENCE_S: Final = 5.0
 #: How an answer may end: a single one, the end of a batch, nothing (more) found.
 _ENDS: Final = ("", "204", "404")
+
+
+class Asking:
+    """What asks over one connection of its own; ``kind`` names it in errors and at the server."""
+
+    def __init__(self, kind: str, url: str, key_file: Path | None, inbox_owner: str) -> None:
+        """``inbox_owner`` names whose permissions, and so whose inbox, are used."""
+        self._kind = kind
+        self._urls = server_urls(url)
+        self._key_file = key_file
+        self._inbox_prefix = INBOX + inbox_owner
+        self._inbox = f"{self._inbox_prefix}.{kind}-{secrets.token_hex(6)}"
+        self._client = Client()
+        self._questions = Questions(self._client, self._inbox)
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Return once connected; raises ``NotConnected``."""
+        options: dict[str, Any] = {
+            "name": self._kind,
+            "inbox_prefix": self._inbox_prefix,
+            "reconnect_time_wait": 0.2,
+            "max_reconnect_attempts": -1,
+            "ping_interval": 1,
+            "error_cb": self._quiet,
+        }
+        if self._key_file is not None:
+            keys.load(self._key_file)
+            options["nkeys_seed"] = str(self._key_file)
+        client = Client()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await client.connect(self._urls, **options)
+                questions = Questions(client, self._inbox)
+                await questions.listen()
+        except (TimeoutError, OSError, NatsError) as error:
+            why = client.last_error or error
+            await client.close()
+            raise NotConnected(f"no {self._kind} at {', '.join(self._urls)}: {why}") from error
+        self._client, self._questions = client, questions
+
+    async def close(self) -> None:
+        """Disconnect; harmless twice."""
+        if self._client.is_connected or self._client.is_reconnecting:
+            await self._client.close()
+
+    async def _quiet(self, error: Exception) -> None:
+        """Refusals come back as answers; what else goes wrong shows in them as silence."""
+        log.debug("%s: %s: %s", self._kind, type(error).__name__, error)
 
 
 class Questions:

@@ -11,20 +11,14 @@ known for long; who lives is not kept here, so that a JetStream election kills n
 """
 
 import json
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
-from bus import keys
-from bus.endpoint import INBOX, server_urls
-from bus.errors import NotConnected, RecordChanged, StreamUnavailable
-from bus.jetstream import Questions
+from bus.errors import RecordChanged, StreamUnavailable
+from bus.jetstream import Asking
 from bus.names import decode_name, encode_name
 from bus.streams import BUCKETS
 
@@ -35,7 +29,6 @@ _OPERATION: Final = "KV-Operation"
 _DELETED: Final = ("DEL", "PURGE")
 #: JetStream's code for "wrong last sequence".
 _WRONG_SEQUENCE: Final = 10071
-_CONNECT_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,56 +40,12 @@ class Record:
     revision: int
 
 
-class Records:
+class Records(Asking):
     """All buckets over one connection. Raises ``StreamUnavailable`` when JetStream is away."""
 
     def __init__(self, url: str, key_file: Path | None = None, *, source: str) -> None:
         """``source`` names whose permissions, and so whose inbox, are used."""
-        self._urls = server_urls(url)
-        self._key_file = key_file
-        self._inbox_prefix = INBOX + encode_name(source)
-        self._inbox = f"{self._inbox_prefix}.records-{secrets.token_hex(6)}"
-        self._client = Client()
-        self._questions = Questions(self._client, self._inbox)
-
-    async def __aenter__(self) -> Self:
-        await self.connect()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    async def connect(self) -> None:
-        """Return once connected; raises ``NotConnected``."""
-        options: dict[str, Any] = {
-            "name": "records",
-            "inbox_prefix": self._inbox_prefix,
-            "connect_timeout": _CONNECT_TIMEOUT_S,
-            "allow_reconnect": True,
-            "reconnect_time_wait": 0.2,
-            "max_reconnect_attempts": -1,
-            "ping_interval": 1,
-            "error_cb": _quiet,
-        }
-        if self._key_file is not None:
-            keys.load(self._key_file)
-            options["nkeys_seed"] = str(self._key_file)
-        try:
-            await self._client.connect(self._urls, **options)
-            await self._questions.listen()
-        except (TimeoutError, OSError, NatsError) as error:
-            await self._client.close()
-            raise NotConnected(f"no records at {', '.join(self._urls)}: {error}") from error
-
-    async def close(self) -> None:
-        """Disconnect; harmless twice."""
-        if not self._client.is_closed:
-            await self._client.close()
+        super().__init__("records", url, key_file, encode_name(source))
 
     async def get(self, bucket: str, name: str) -> Record | None:
         """The newest value; None when there is none or it was deleted."""
@@ -162,7 +111,3 @@ def _record(bucket: str, message: Msg) -> Record | None:
         return None
     token = headers["Nats-Subject"].removeprefix(f"$KV.{bucket}.")
     return Record(decode_name(token), message.data, int(headers["Nats-Sequence"]))
-
-
-async def _quiet(_error: Exception) -> None:
-    """Refusals come back as answers; what else goes wrong shows in them as silence."""

@@ -223,7 +223,7 @@ async def test_a_stream_that_was_not_provisioned_is_told(nats_server: NatsInTest
 
 
 async def test_history_without_a_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(jetstream, "CONNECT_TIMEOUT_S", 0.2)
     with pytest.raises(NotConnected):
         await History(f"nats://127.0.0.1:{free_port()}").connect()
 
