@@ -20,7 +20,6 @@ from components.domain.pages import PAGE_TOKENS, pages_for
 from components.host.clock import Clock
 from components.worker.engine import (
     Capabilities,
-    EngineEvent,
     EngineLoad,
     EngineRefused,
     Job,
@@ -29,6 +28,7 @@ from components.worker.engine import (
     JobRejected,
     Sink,
 )
+from components.worker.outbox import Outbox
 from components.worker.sglang import chat
 from components.worker.sglang.bootstrap import host_of, meeting
 from components.worker.sglang.card import model_card
@@ -43,7 +43,6 @@ from components.worker.sglang.rooms import Draw, Rooms
 from components.worker.sglang.servers import Servers
 from components.worker.sglang.settings import SglangSettings
 from schemas.fleet import ModelCard
-from schemas.frames import Entry
 
 GENERATE: Final = "/generate"
 #: Weight of the newest interval in the time that a token takes.
@@ -148,11 +147,8 @@ class SglangEngine:
         self._sums = _Sums()
         self._serial = 0
         self._name = secrets.token_hex(4)
-        self._sink: Sink | None = None
+        self._out = Outbox()
         self._jobs: dict[JobKey, Running] = {}
-        self._entries: list[Entry] = []
-        self._events: list[EngineEvent] = []
-        self._flush_planned = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Its life
@@ -176,14 +172,12 @@ class SglangEngine:
             kv_pages_total=max(1, kv_tokens // PAGE_TOKENS),
             kv_bytes_per_token=0,
         )
-        self._sink = sink
+        self._out.open(sink)
 
     async def stop(self) -> None:
-        self._sink = None
+        self._out.close()
         for key in list(self._jobs):
             self.abort(key)
-        self._entries.clear()
-        self._events.clear()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -271,9 +265,7 @@ class SglangEngine:
             self._enter(job, numbers, room)
         for number, end in finished:  # complete from the start
             index = len(emitted_of(job, number))
-            self._entries.append((*job.key, number, index, [], "", None, [*end, 0]))
-        if finished:
-            self._flush_soon()
+            self._out.write((*job.key, number, index, [], "", None, [*end, 0]))
 
     def _end_of(self, job: Job, number: int, limit: int) -> tuple[str, int | None] | None:
         """How a choice has ended already with what it has emitted, if it has."""
@@ -345,7 +337,7 @@ class SglangEngine:
             return
         if lost.fault.is_request and not running.started:
             self._leave(running)
-            self._report(JobRejected(running.job.key, lost.fault.param))
+            self._out.report(JobRejected(running.job.key, lost.fault.param))
         else:
             self._fail(running, lost.detail)
 
@@ -440,8 +432,7 @@ class SglangEngine:
         first_index = choice.index
         choice.index += len(piece.ids)
         key, number = running.job.key, choice.number
-        self._entries.append((*key, number, first_index, piece.ids, piece.text, piece.extra, end))
-        self._flush_soon()
+        self._out.write((*key, number, first_index, piece.ids, piece.text, piece.extra, end))
         if end is not None:
             choice.ended = True
             if not running.open:
@@ -458,30 +449,13 @@ class SglangEngine:
     def _fail(self, running: Running, detail: str) -> None:
         if self._is_here(running):
             self._leave(running)
-            self._report(JobFailed(running.job.key, detail))
+            self._out.report(JobFailed(running.job.key, detail))
 
     def _leave(self, running: Running) -> None:
         """It is nobody's any more; what nobody has seen of it is not said."""
         key = running.job.key
         self._jobs.pop(key, None)
-        self._entries = [e for e in self._entries if (e[0], e[1]) != key]
-        self._events = [e for e in self._events if e.key != key]
-
-    def _report(self, event: EngineEvent) -> None:
-        self._events.append(event)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._flush_planned:
-            self._flush_planned = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_planned = False
-        entries, self._entries = self._entries, []
-        events, self._events = self._events, []
-        if self._sink is not None and (entries or events):
-            self._sink(entries, events)
+        self._out.forget(key)
 
     # An end before the end
 

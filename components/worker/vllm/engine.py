@@ -20,7 +20,6 @@ from typing import Any, Final
 from components.domain.pages import PAGE_TOKENS, pages_for
 from components.worker.engine import (
     Capabilities,
-    EngineEvent,
     EngineLoad,
     EngineRefused,
     Job,
@@ -32,6 +31,7 @@ from components.worker.engine import (
     Prefilled,
     Sink,
 )
+from components.worker.outbox import Outbox
 from components.worker.vllm.backend import (
     Backend,
     BadParameter,
@@ -53,7 +53,6 @@ from components.worker.vllm.sequences import (
 )
 from schemas.codes import Phase
 from schemas.fleet import ModelCard
-from schemas.frames import Entry
 
 #: How often a silent vLLM is looked at.
 WATCH_S: Final = 0.25
@@ -81,12 +80,9 @@ class VllmEngine:
         self._exchange = exchange
         self._on_fault = on_fault
         self._on_pages = on_pages
-        self._sink: Sink | None = None
+        self._out = Outbox(self._abort_unwanted)
         self._jobs: dict[JobKey, Running] = {}
-        self._entries: list[Entry] = []
-        self._events: list[EngineEvent] = []
         self._unwanted: list[str] = []
-        self._flush_planned = False
         self._serial = 0
         self._paused = False
         self._stopped = False
@@ -97,8 +93,8 @@ class VllmEngine:
     async def start(self, sink: Sink) -> None:
         await in_thread(self._load)
         await self._backend.attach()
-        await self._exchange.start(self._report)
-        self._sink = sink
+        await self._exchange.start(self._out.report)
+        self._out.open(sink)
         self._spawn(self._watch())
         self._spawn(self._tell_pages())
 
@@ -110,10 +106,8 @@ class VllmEngine:
 
     async def stop(self) -> None:
         self._stopped = True
-        self._sink = None
+        self._out.close()
         self._jobs.clear()
-        self._entries.clear()
-        self._events.clear()
         await self._exchange.stop()
         for task in self._tasks:
             task.cancel()
@@ -249,7 +243,7 @@ class VllmEngine:
             _check_prompt_logprobs(job)
             reading = self._backend.reading(job)
         except BadParameter as error:
-            self._report(JobRejected(job.key, error.param))
+            self._out.report(JobRejected(job.key, error.param))
             return
         for number in job.open_choices:
             name = self._name(job, str(number))
@@ -319,7 +313,7 @@ class VllmEngine:
         """It ended inside vLLM: the KV could not be loaded, or somebody aborted it in there."""
         if running.job.kv is not None and running.parked:
             self.abort(running.job.key)
-            self._report(KvFailed(running.job.key, how))
+            self._out.report(KvFailed(running.job.key, how))
         else:
             self._fail(running, f"vLLM ended it: {how}")
 
@@ -328,7 +322,7 @@ class VllmEngine:
         running.parked = False
         assert running.job.kv is not None
         if not self._exchange.tells_arrival:
-            self._report(KvArrived(running.job.key, running.job.kv.bytes_total))
+            self._out.report(KvArrived(running.job.key, running.job.kv.bytes_total))
         self._enter_siblings(running)
 
     def _on_prefilled(self, running: Running, choice: Choice, output: Output) -> None:
@@ -337,7 +331,7 @@ class VllmEngine:
         job, tokens = running.job, len(choice.task.prompt)
         running.choices.clear()
         running.held_pages = pages_for(tokens)
-        self._report(
+        self._out.report(
             Prefilled(
                 key=job.key,
                 tokens=tokens,
@@ -372,43 +366,18 @@ class VllmEngine:
         first_index = choice.index
         choice.index += len(step.ids)
         end = None if step.finish is None else [*step.finish, cached_tokens]
-        self._entries.append((*key, choice.number, first_index, step.ids, step.text, extra, end))
-        self._flush_soon()
+        self._out.write((*key, choice.number, first_index, step.ids, step.text, extra, end))
 
     def _refuse(self, running: Running, error: BadSequence) -> None:
         if isinstance(error, BadParameter):
             self.abort(running.job.key)
-            self._report(JobRejected(running.job.key, error.param))
+            self._out.report(JobRejected(running.job.key, error.param))
         else:
             self._fail(running, str(error))
 
     def _fail(self, running: Running, detail: str) -> None:
         self.abort(running.job.key)
-        self._report(JobFailed(running.job.key, detail))
-
-    def _report(self, event: EngineEvent) -> None:
-        self._events.append(event)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._flush_planned:
-            self._flush_planned = True
-            asyncio.get_running_loop().call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_planned = False
-        if unwanted := self._unwanted:
-            self._unwanted = []
-            self._spawn(self._backend.abort(unwanted))
-        entries, self._entries = self._entries, []
-        events, self._events = self._events, []
-        if self._sink is None or not (entries or events):
-            return
-        # The KV of a job arrived before its first token.
-        arrivals: list[EngineEvent] = [e for e in events if isinstance(e, KvArrived)]
-        if arrivals:
-            self._sink([], arrivals)
-        self._sink(entries, [e for e in events if not isinstance(e, KvArrived)])
+        self._out.report(JobFailed(running.job.key, detail))
 
     # An end before the end
 
@@ -418,9 +387,7 @@ class VllmEngine:
             return
         for choice in running.choices.values():
             self._want_no_more(choice)
-        # What it wrote in a step that nobody has seen yet is nobody's any more.
-        self._entries = [e for e in self._entries if (e[0], e[1]) != key]
-        self._events = [e for e in self._events if e.key != key]
+        self._out.forget(key)
         if running.held_pages:
             self._exchange.release(key)
 
@@ -428,7 +395,12 @@ class VllmEngine:
         """Tell vLLM in the next turn, with all others: by then it knows the sequence."""
         choice.ended = True
         self._unwanted.append(choice.task.name)
-        self._flush_soon()
+        self._out.soon()
+
+    def _abort_unwanted(self) -> None:
+        if unwanted := self._unwanted:
+            self._unwanted = []
+            self._spawn(self._backend.abort(unwanted))
 
     # KV that comes and goes
 
