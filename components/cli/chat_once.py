@@ -78,7 +78,9 @@ def ask(url: SplitResult, model: str | None, timeout_s: float) -> Answer:
         finally:
             connection.close()
     except TimeoutError as error:
-        raise Failed(f"no answer within {timeout_s:g} s; `switchyard doctor` looks why") from error
+        raise Failed(
+            f"no answer within {timeout_s:g} s; `switchyard status` shows who is there"
+        ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Failed(
             f"{url.geturl()} does not answer ({str(error) or type(error).__name__});"
