@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt pyproject.toml | cksum 
 .DEFAULT_GOAL := help
 .PHONY: help install up test check check-format check-lint check-types check-imports format \
 	lock lock-vllm-cuda wheel-smoke show-main-job show-handoff bench clean install-engine \
-	test-engine engine-smoke
+	test-engine test-gpu engine-smoke
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,10 @@ install-engine: $(ENGINE_STAMP) ## make or renew .venv-engine: vLLM for CPUs and
 
 test-engine: $(ENGINE_STAMP) ## the tests with a real engine; a few: make test-engine ARGS=tests/engine/test_tiny_model.py
 	@$(ENGINE_VENV)/bin/python -m pytest -m engine $(or $(ARGS),tests/engine)
+
+# Where vLLM for CUDA is (deploy/locks/vllm-cuda.txt and engine-tests.txt, and this package): GPU_PYTHON names its Python.
+test-gpu: ## the tests of NCCL links: on one GPU, and on two whole handoffs; GPU_PYTHON=/path/to/python
+	@$(or $(GPU_PYTHON),python3) -m pytest -m gpu $(or $(ARGS),tests/gpu)
 
 engine-smoke: $(ENGINE_STAMP) ## prefill and decode apart with a real engine, held as users hold it
 	@$(ENGINE_VENV)/bin/python -m pytest -q -m engine tests/engine/test_up.py -k switchyard

@@ -1,6 +1,7 @@
 """One end of a link in a process of its own: python -m tests.engine.connector.link_end JSON.
 
-JSON: ``end``, ``url``, ``keys`` (a key file per end), ``scenario``. Says what it saw as one line.
+JSON: ``end``, ``url``, ``keys`` (a key file per end), ``scenario``, and where it is not Gloo's:
+``kind`` and ``device``. Says what it saw as one line.
 """
 
 import gc
@@ -23,20 +24,26 @@ MIB = 1 << 20
 
 
 class End:
-    def __init__(self, end, url, keys):
+    def __init__(self, end, url, keys, kind="gloo", device="cpu"):
         torch.set_num_threads(1)
         self.end = end
+        self.device = torch.device(device)
+        self.opener = opener(kind, self.device)
+        self.bytes(1)  # a GPU is slow at the first touch, which is no link's fault
         self.control = Control(NAMES[end], 5 + end, url, key_file=Path(keys[end]))
         self.control.start(lambda _: None, lambda _: None)
 
     def open(self, number, wait_s=5.0):
         name = link_name(*NAMES, 7, number)
         board = self.control.rendezvous.board(name, NAMES[1 - self.end])
-        place = LinkPlace(torch.device("cpu"))
+        place = LinkPlace(self.device)
         try:
-            return opener("gloo")(board, self.end, place, time.monotonic() + wait_s)
+            return self.opener(board, self.end, place, time.monotonic() + wait_s)
         finally:
             self.control.rendezvous.forget(name)
+
+    def bytes(self, size, value=0):
+        return torch.full((size,), value, dtype=torch.uint8, device=self.device)
 
     def move(self, link, tensor, wait_s=5.0):
         """From P's end to D's."""
@@ -50,7 +57,7 @@ def throughput(end):
     link = end.open(1)
     seen = {"open_ms": (time.monotonic() - began_s) * 1e3}
     for size in (32, 64 << 10, MIB, 16 * MIB, 64 * MIB):
-        tensor = torch.full((size,), end.end, dtype=torch.uint8)
+        tensor = end.bytes(size, end.end)
         end.move(link, tensor)
         began_s = time.monotonic()
         for _ in range(5):
@@ -66,7 +73,7 @@ def killed(end):
     if end.end == 0:
         time.sleep(0.3)
         os._exit(0)
-    return failure(link, 5.0)
+    return failure(end, link, 5.0)
 
 
 def silent(end):
@@ -74,11 +81,11 @@ def silent(end):
     link = end.open(1)
     if end.end == 0:
         time.sleep(1.0)
-    seen = failure(link, 0.5) if end.end == 1 else {}
+    seen = failure(end, link, 0.5) if end.end == 1 else {}
     link.close()
     link.close()
     link = end.open(2)
-    end.move(link, torch.zeros(MIB, dtype=torch.uint8))
+    end.move(link, end.bytes(MIB))
     time.sleep(0.2)
     return seen
 
@@ -90,7 +97,7 @@ def closed(end):
         time.sleep(1.0)
         return {}
     threading.Timer(0.2, link.close).start()
-    return failure(link, 5.0)
+    return failure(end, link, 5.0)
 
 
 def alone(end):
@@ -117,7 +124,7 @@ def froze(end):
         board.put(key, bytes.fromhex(value))
         began_s = time.monotonic()
         try:
-            link = opener("gloo")(board, 0, LinkPlace(torch.device("cpu")), began_s + 1.0)
+            link = end.opener(board, 0, LinkPlace(end.device), began_s + 1.0)
             # Which end calls the other is Gloo's choice; a kernel takes calls for a frozen process.
             link.receive(torch.zeros(MIB, dtype=torch.uint8), began_s + 1.0).wait()
         except LinkFailed as error:
@@ -146,9 +153,9 @@ open_gloo(board, 1, LinkPlace(torch.device("cpu")), time.monotonic() + 5)
 def cycles(end):
     """Open, use, close, again and again: nothing is left behind."""
     seen = []
-    for number in range(1, 24):
+    for number in range(1, 24 if end.device.type == "cpu" else 10):
         link = end.open(number)
-        end.move(link, torch.zeros(64, dtype=torch.uint8))
+        end.move(link, end.bytes(64))
         if end.end == 0:
             time.sleep(0.02)
         link.close()
@@ -158,22 +165,31 @@ def cycles(end):
     return {"first": seen[2], "last": seen[-1], "boards": len(end.control.rendezvous)}
 
 
-def failure(link, wait_s):
+def failure(end, link, wait_s):
     began_s = time.monotonic()
     try:
-        link.receive(torch.zeros(MIB, dtype=torch.uint8), began_s + wait_s).wait()
+        link.receive(end.bytes(MIB), began_s + wait_s).wait()
     except LinkFailed as error:
         kind = type(error).__name__
         return {"error": kind, "ms": (time.monotonic() - began_s) * 1e3}
     return {"error": None}
 
 
+def own_stdout():
+    """The standard output for us alone: libraries that talk there talk to standard error."""
+    ours = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return ours
+
+
 if __name__ == "__main__":
+    answers = own_stdout()
     told = json.loads(sys.argv[1])
-    end = End(told["end"], told["url"], told["keys"])
-    sys.stdout.write("up\n")
-    sys.stdout.flush()
+    scenario = told.pop("scenario")
+    end = End(**told)
+    answers.write("up\n")
     sys.stdin.readline()  # the other end is up too
-    result = globals()[told["scenario"]](end)
+    result = globals()[scenario](end)
     end.control.stop()
-    sys.stdout.write(json.dumps(result))
+    answers.write(json.dumps(result))
+    answers.flush()

@@ -23,12 +23,13 @@ BLOCKS = 64
 WAIT_S = 20.0
 
 
-def cache(seed):
+def cache(seed, device="cpu"):
     """Three layers, one of them with another shape and type, and strides that are not plain."""
     torch.manual_seed(seed)
     plain = torch.randn(BLOCKS, 2, 8, 4)
     turned = torch.randn(8, BLOCKS, 2, 4).permute(1, 2, 0, 3)
-    return [plain, turned, torch.randn(BLOCKS, 1, 8, 6).to(torch.bfloat16)]
+    odd = torch.randn(BLOCKS, 1, 8, 6).to(torch.bfloat16)
+    return [layer.to(device) for layer in (plain, turned, odd)]
 
 
 class Disturbed:
@@ -49,7 +50,8 @@ class Disturbed:
 class Disturbance:
     """What happens at the n-th tensor that is sent (0: never), or from there on (``always``)."""
 
-    def __init__(self):
+    def __init__(self, opener=open_gloo):
+        self._opener = opener
         self.at = 0
         self.always = False
         self.hold = False
@@ -71,7 +73,7 @@ class Disturbance:
 
     def opener(self):
         def open_disturbed(board, end, place, deadline_s):
-            link = open_gloo(board, end, place, deadline_s)
+            link = self._opener(board, end, place, deadline_s)
             self.opened += 1
             return Disturbed(link, self)
 
@@ -81,14 +83,17 @@ class Disturbance:
 class RankInTest:
     """One mover, its cache, and what it has named so far."""
 
-    def __init__(self, worker, epoch, server, *, rank=0, ranks=1, seed=0, **settings):
+    def __init__(
+        self, worker, epoch, server, *, rank=0, ranks=1, seed=0,
+        opener=open_gloo, device="cpu", **settings,
+    ):  # fmt: skip
         name = f"{worker}-engine-{rank}"
         key_file = str(server.key_file("connector", name))
         config = ConnectorConfig(
             worker=worker, epoch=epoch, nats_url=server.url, nats_key_file=key_file, **settings
         )
-        self.layers = cache(seed)
-        self.disturbance = Disturbance()
+        self.layers = cache(seed, device)
+        self.disturbance = Disturbance(opener)
         kv = KvBlocks(self.layers)
         self.mover = RankMover(config, rank, ranks, kv, self.disturbance.opener())
         self.named = Finished()

@@ -1,50 +1,18 @@
 """Links between two processes that meet over a real NATS, each with the key of a connector."""
 
-import asyncio
-import json
-import os
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parents[3]
-NAMES = ("prefill-0-engine-0", "decode-0-engine-0")
-SCENARIO_S = 60
+from tests.engine.connector.ends import Ends
 
 
 @pytest.fixture
 async def run(nats_server):
     """``await run("killed")``: what P's end and D's end saw."""
-    keys = [str(nats_server.key_file("connector", name)) for name in NAMES]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    started: list[asyncio.subprocess.Process] = []
-
-    async def start(number, scenario):
-        told = {"end": number, "url": nats_server.url, "keys": keys, "scenario": scenario}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.engine.connector.link_end", json.dumps(told),
-            cwd=ROOT, env=environment,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        started.append(process)
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"up\n"
-        return process
-
-    async def both(scenario):
-        async with asyncio.timeout(SCENARIO_S):
-            ends = await asyncio.gather(start(0, scenario), start(1, scenario))
-            said = await asyncio.gather(*(end.communicate(b"go\n") for end in ends))
-        return [json.loads(out or b"{}") for out, _ in said]
-
-    yield both
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    ends = Ends(nats_server)
+    yield ends.run
+    await ends.stop()
 
 
 async def test_bytes_arrive_and_fast_enough(run, record_property):

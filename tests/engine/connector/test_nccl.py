@@ -25,6 +25,7 @@ from components.worker.vllm.connector.link import (
     LinkPlace,
     LinkTimedOut,
     LinkUnavailable,
+    opener,
 )
 from components.worker.vllm.connector.rendezvous import NatsBoard
 
@@ -257,7 +258,46 @@ def test_nccl_that_is_switched_off_is_said_so(library):
 
 def test_a_cpu_cache_has_no_such_link():
     with pytest.raises(LinkUnavailable, match="GPU"):
-        nccl.open_nccl(boards()[0], P_END, LinkPlace(torch.device("cpu")), soon())
+        opener("nccl", torch.device("cpu"))
+
+
+@pytest.fixture
+def wrapper(library, monkeypatch):
+    """What vLLM has of the library, with a communicator of one rank that does or does not work."""
+    found = sys.modules["vllm.distributed.device_communicators.pynccl_wrapper"]
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    return found
+
+
+def test_the_library_is_loaded_and_tried_before_the_first_transfer(wrapper):
+    tried = []
+    alone = SimpleNamespace(
+        ncclGetUniqueId=lambda: "an id",
+        ncclCommInitRank=lambda ranks, unique_id, rank: tried.append((ranks, unique_id, rank)),
+        ncclCommDestroy=tried.append,
+    )
+    wrapper.NCCLLibrary = lambda: alone
+    assert opener("nccl", PLACE.device) is nccl.open_nccl
+    assert tried == [(1, "an id", 0), None]
+
+
+@pytest.mark.parametrize("error", [OSError("none"), AttributeError("too old"), RuntimeError("no")])
+def test_a_library_that_vllm_cannot_use_is_said_at_the_start(wrapper, error):
+    def refuse():
+        raise error
+
+    wrapper.NCCLLibrary = refuse
+    with pytest.raises(LinkUnavailable, match=str(error)):
+        opener("nccl", PLACE.device)
+
+
+def test_a_gpu_that_nccl_does_not_work_on_is_said_at_the_start(wrapper):
+    def fail(*_):
+        raise RuntimeError("NCCL error: unhandled cuda error")
+
+    wrapper.NCCLLibrary = lambda: SimpleNamespace(ncclGetUniqueId=lambda: 1, ncclCommInitRank=fail)
+    with pytest.raises(LinkUnavailable, match="unhandled"):
+        opener("nccl", PLACE.device)
 
 
 def test_an_error_of_cuda_while_it_waits_is_the_links_failure(library, monkeypatch):

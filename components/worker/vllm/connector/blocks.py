@@ -9,7 +9,9 @@ each block in logical order, whatever its strides: the two ends only have to agr
 types of a block (``connector.layout_of``).
 """
 
+import importlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,13 +27,18 @@ class KvBlocks:
     def __init__(self, layers: Sequence[Tensor]) -> None:
         if not layers:
             raise ValueError("no KV cache")
-        self._layers = tuple(layers)
         if len({layer.device for layer in layers}) != 1:
             raise ValueError("the layers' KV caches are on different devices")
         self.device = layers[0].device
         self.count = min(layer.shape[0] for layer in layers)
-        self._sizes = [math.prod(kv.shape[1:]) * kv.element_size() for kv in layers]
-        self.block_bytes: int = sum(self._sizes)
+        sizes = [math.prod(kv.shape[1:]) * kv.element_size() for kv in layers]
+        self.block_bytes: int = sum(sizes)
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        self._groups, self._plain = _grouped(list(zip(layers, starts, sizes, strict=True)))
+        if self._groups:  # compiled now, not in the first transfer
+            block = self.bytes(self.block_bytes)
+            self.gather([0], block)
+            self.scatter([0], block)
 
     def bytes(self, size: int) -> Tensor:
         """Room for so many bytes, where the cache is."""
@@ -42,6 +49,8 @@ class KvBlocks:
         index = self._index(ids)
         for kv, part in self._parts(out, len(ids)):
             torch.index_select(kv, 0, index, out=part)
+        for group in self._groups:
+            group.copy(index, out, 0, out=True)
 
     def scatter(self, ids: Sequence[int], data: Tensor, skip: int = 0) -> None:
         """Copy ``data``, as ``gather`` made it, into blocks ``ids``, but for its first ``skip``.
@@ -52,6 +61,8 @@ class KvBlocks:
         data = data.to(self.device, non_blocking=True)
         for kv, part in self._parts(data, skip + len(ids)):
             kv.index_copy_(0, index, part[skip:])
+        for group in self._groups:
+            group.copy(index, data, skip, out=False)
 
     def _index(self, ids: Sequence[int]) -> Tensor:
         assert 0 <= min(ids) <= max(ids) < self.count, "blocks that the cache does not have"
@@ -59,13 +70,10 @@ class KvBlocks:
 
     def _parts(self, data: Tensor, blocks: int) -> list[tuple[Tensor, Tensor]]:
         assert data.numel() == blocks * self.block_bytes
-        parts = []
-        start = 0
-        for kv, size in zip(self._layers, self._sizes, strict=True):
-            end = start + size * blocks
-            parts.append((kv, data[start:end].view(kv.dtype).view(blocks, *kv.shape[1:])))
-            start = end
-        return parts
+        return [
+            (kv, data[start * blocks :][: size * blocks].view(kv.dtype).view(blocks, *kv.shape[1:]))
+            for kv, start, size in self._plain
+        ]
 
     # On a GPU copies run on streams of their own, beside the model's.
 
@@ -80,6 +88,33 @@ class KvBlocks:
     def lane(self) -> "Lane":
         """A stream for one thread (on a CPU: nothing)."""
         return Lane(self.device)
+
+
+#: A layer's cache, the bytes of one block that lie before it in a chunk, and its own.
+_Place = tuple[Tensor, int, int]
+
+
+def _grouped(places: list[_Place]) -> tuple[list[Any], list[_Place]]:
+    """What is copied in one launch for many layers, and what is copied layer by layer."""
+    if places[0][0].device.type != "cuda":
+        return [], places
+    try:
+        kernels = importlib.import_module("components.worker.vllm.connector.block_kernels")
+    except ImportError:  # no Triton: slower, and else the same
+        return [], places
+    alike: dict[Any, list[_Place]] = defaultdict(list)
+    plain = []
+    for place in places:
+        kv, start, _ = place
+        if kernels.is_in_words(kv, start):
+            alike[kernels.group_key(kv)].append(place)
+        else:
+            plain.append(place)
+    groups = [
+        kernels.LayerGroup([kv for kv, _, _ in group], [start for _, start, _ in group])
+        for group in alike.values()
+    ]
+    return groups, plain
 
 
 class HostCopy:

@@ -107,7 +107,8 @@ class SwitchyardConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def make_mover(self, rank: int, kv: KvBlocks) -> RankMover:
         """For tests that watch or disturb it."""
-        return RankMover(self._config, rank, self._ranks, kv, opener(self._config.link))
+        open_link = opener(self._config.link, kv.device)
+        return RankMover(self._config, rank, self._ranks, kv, open_link)
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         metadata = self._get_connector_metadata()

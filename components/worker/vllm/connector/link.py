@@ -94,12 +94,16 @@ class Opener(Protocol):
         ...
 
 
-def opener(kind: Literal["gloo", "nccl"]) -> Opener:
-    """What opens links of this kind; raises ``LinkUnavailable`` where it cannot work at all."""
+def opener(kind: Literal["gloo", "nccl"], device: Any) -> Opener:
+    """What opens links of this kind to ``device``; what that needs is loaded now, not at the first.
+
+    Raises ``LinkUnavailable`` where it cannot work at all.
+    """
     if kind == "gloo":
         from components.worker.vllm.connector.gloo import open_gloo  # noqa: PLC0415  (needs torch)
 
         return open_gloo
-    from components.worker.vllm.connector.nccl import open_nccl  # noqa: PLC0415  (needs vLLM)
+    from components.worker.vllm.connector import nccl  # noqa: PLC0415  (needs vLLM)
 
-    return open_nccl
+    nccl.load(device)
+    return nccl.open_nccl

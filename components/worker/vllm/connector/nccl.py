@@ -7,7 +7,9 @@ looks at the clock, and ``close`` aborts the communicator, which ends whatever h
 P makes the id and posts it; both ends then enter the initialisation, which is a collective, at the
 same time. It cannot be interrupted: an end whose peer never comes leaves a thread behind in it.
 
-Not confirmed on GPUs yet: ``tests/gpu`` is for that.
+Run (``tests/gpu``) with NCCL 2.28.9 on one H200 that both ends shared, which NCCL allows when they
+seem to be on two hosts and speak over sockets: links, whole pulls, staging, a killed P. Two GPUs,
+and so NVLink, PCIe and InfiniBand, have not confirmed it yet.
 """
 
 import importlib
@@ -34,25 +36,50 @@ _ID_KEY: Final = "nccl-unique-id"
 _POLL_S: Final = 0.0001
 
 
+def load(device: Any) -> None:
+    """Load NCCL, its network and its kernels: seconds that a first transfer does not have.
+
+    Raises ``LinkUnavailable``.
+    """
+    if device.type != "cuda":
+        raise LinkUnavailable(f"NCCL moves KV between GPUs; this cache is on {device}")
+    _, wrapper = _modules()
+    library = _library(wrapper)
+    with torch.cuda.device(device):
+        try:
+            alone = library.ncclCommInitRank(1, library.ncclGetUniqueId(), 0)
+            library.ncclCommDestroy(alone)
+        except RuntimeError as error:
+            raise LinkUnavailable(f"NCCL does not work on {device}: {error}") from error
+
+
 def open_nccl(board: Board, end: End, place: LinkPlace, deadline_s: float) -> Link:
     """Open this end; the other one has until ``deadline_s`` to do the same."""
-    if place.device.type != "cuda":
-        raise LinkUnavailable(f"NCCL moves KV between GPUs; this cache is on {place.device}")
-    try:
-        pynccl = importlib.import_module("vllm.distributed.device_communicators.pynccl")
-        wrapper = importlib.import_module("vllm.distributed.device_communicators.pynccl_wrapper")
-    except ImportError as error:
-        raise LinkUnavailable(f"no NCCL in this vLLM: {error}") from error
+    pynccl, wrapper = _modules()
     if end == P_END:
-        try:
-            unique_id = bytes(wrapper.NCCLLibrary().ncclGetUniqueId().internal)
-        except (OSError, RuntimeError) as error:
-            raise LinkUnavailable(f"no NCCL library: {error}") from error
+        unique_id = bytes(_library(wrapper).ncclGetUniqueId().internal)
         board.post(_ID_KEY, unique_id)
     else:
         unique_id = board.read(_ID_KEY, deadline_s)
     opening = _Opening(pynccl.PyNcclCommunicator, unique_id, end, place.device)
     return _NcclLink(board.link, 1 - end, place.device, opening.result(board.link, deadline_s))
+
+
+def _modules() -> tuple[Any, Any]:
+    """The communicator of vLLM, and its wrapper around the library."""
+    try:
+        pynccl = importlib.import_module("vllm.distributed.device_communicators.pynccl")
+        wrapper = importlib.import_module("vllm.distributed.device_communicators.pynccl_wrapper")
+    except ImportError as error:
+        raise LinkUnavailable(f"no NCCL in this vLLM: {error}") from error
+    return pynccl, wrapper
+
+
+def _library(wrapper: Any) -> Any:
+    try:
+        return wrapper.NCCLLibrary()
+    except (OSError, RuntimeError, AttributeError) as error:  # none, or too old for this vLLM
+        raise LinkUnavailable(f"no NCCL library that this vLLM can use: {error}") from error
 
 
 class _Opening:
