@@ -33,6 +33,7 @@ def _vllm(host: Host, settings: WorkerSettings) -> Engine:
         kv_events=settings.kv_events,
         tool_parser=settings.tool_parser,
         reasoning_parser=settings.reasoning_parser,
+        tool_strict_level=settings.tool_strict_level,
         grammar_cpu_s=settings.grammar_cpu_s,
         on_odd_output=OddOutputs(host).say,
     )

@@ -74,6 +74,9 @@ class WorkerSettings(Settings):
     #: ``tool_choice: auto``, and reasoning stays in the content.
     tool_parser: str = ""
     reasoning_parser: str = ""
+    #: What calls keep to: ``auto``: tools with ``strict: true`` to their schemas, demanded calls to
+    #: their form; ``function``: all calls to their form; ``parameter``: all to their schemas.
+    tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
     #: What one JSON schema, regular expression or grammar may cost to compile, in core seconds.
     grammar_cpu_s: float = Field(default=3.0, gt=0, le=15)
 

@@ -58,6 +58,28 @@ def parsed(llm, parsers, ids, cut=0, bundle=1):
 
 
 @pytest.mark.parametrize(
+    ("level", "choice", "form", "schema"),
+    [
+        ("auto", "auto", False, False),
+        ("auto", "=hold", True, False),
+        ("function", "auto", True, False),
+        ("parameter", "auto", True, True),
+        ("parameter", "required", True, True),
+    ],
+)
+def test_what_calls_keep_to_is_the_operator_s_word(llm, level, choice, form, schema):
+    """Of tools that do not say ``strict`` themselves."""
+    from components.worker.vllm.parsing import Parsing  # noqa: PLC0415
+
+    parsing = OutputParsing(tools=json.dumps(LAX_TOOLS), tool_choice=choice)
+    odd: list[BaseException] = []
+    reader = Parsing(llm, "hermes", "", odd.append, level)
+    constraint = reader.reading(job(prompt=[4], max_tokens=9, parsing=parsing)).constraint
+    assert (constraint is not None) == form
+    assert ("minutes" in (constraint.value if constraint else "")) == schema
+
+
+@pytest.mark.parametrize(
     ("parsers", "text", "expected"),
     [
         (("hermes", ""), f"So {CALL}", ("So ", "", ["hold"])),

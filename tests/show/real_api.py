@@ -18,6 +18,7 @@ TOOL: Final[Any] = {
     "function": {
         "name": "set_switch",
         "description": "Set a switch of the yard.",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {

@@ -89,7 +89,11 @@ class AsyncLLMBackend:
         self._rehearsals = Rehearsals(self._tokens, rehearsal(model.grammar_cpu_s))
         try:
             self._parsing = Parsing(
-                self._llm, model.tool_parser, model.reasoning_parser, model.on_odd_output
+                self._llm,
+                model.tool_parser,
+                model.reasoning_parser,
+                model.on_odd_output,
+                model.tool_strict_level,
             )
         except CannotStart:
             self.stop()

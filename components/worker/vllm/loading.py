@@ -33,6 +33,8 @@ class VllmModel:
     #: Names of vLLM's parsers; empty for none.
     tool_parser: str = ""
     reasoning_parser: str = ""
+    #: As vLLM's ``--tool-strict-level``.
+    tool_strict_level: str = "auto"
     #: What one constraint may cost to compile, in seconds of a core.
     grammar_cpu_s: float = 3.0
     on_odd_output: Callable[[BaseException], None] = lambda _: None

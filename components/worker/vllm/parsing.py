@@ -23,6 +23,9 @@ from vllm.parser.abstract_parser import DelegatingParser  # type: ignore[import-
 from vllm.reasoning import ReasoningParserManager  # type: ignore[import-not-found]
 from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
 from vllm.tool_parsers import ToolParser, ToolParserManager  # type: ignore[import-not-found]
+from vllm.tool_parsers.tool_strict_level import (  # type: ignore[import-not-found]
+    ToolStrictLevel,
+)
 
 from components.host.errors import CannotStart
 from components.worker.engine import Job
@@ -57,12 +60,14 @@ class Parsing:
         tool_parser: str,
         reasoning_parser: str,
         on_odd: Callable[[BaseException], None],
+        tool_strict_level: str = "auto",
     ) -> None:
         """Raises ``CannotStart`` where the tokenizer lacks what the parsers look for."""
         self._tokenizer = llm.get_tokenizer()
         self._model = llm.model_config
         self._tool_parser, self._reasoning_parser = tool_parser, reasoning_parser
         self._on_odd = on_odd
+        self._strict_level = ToolStrictLevel.from_name(tool_strict_level)
         try:
             self._apart = self._parser_class(reasoning_parser)
             self._together = self._parser_class("")
@@ -108,6 +113,7 @@ class Parsing:
         structured = job.sampling.structured
         wanted = request.structured_outputs = params_of(structured) if structured else None
         parser = maker(self._tokenizer, request.tools, model_config=self._model)
+        parser.tool_strict_level = self._strict_level
         if maker.always_adjust_request or maker.reasoning_parser_cls or parsing.tools:
             request = _adjusted(parser, request)
         found = request.extract_structured_outputs()
