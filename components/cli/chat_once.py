@@ -79,7 +79,8 @@ def ask(url: SplitResult, model: str | None, timeout_s: float) -> Answer:
             connection.close()
     except TimeoutError as error:
         raise Failed(
-            f"no answer within {timeout_s:g} s; `switchyard status` shows who is there"
+            f"no answer within {timeout_s:g} s; `switchyard status` shows who is there,"
+            " `switchyard doctor` looks for what is wrong"
         ) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise Failed(

@@ -75,8 +75,11 @@ def wish(args: argparse.Namespace) -> "ControlEngine":
 
 
 def sentence(reply: "ControlEngineReply", action: str) -> str:
-    taking = "taking work" if reply.accepting else "taking nothing new"
-    stands = f"{reply.engine}: {reply.role}, {reply.activity}, {taking}"
+    stands = f"{reply.engine}: {reply.role}, {reply.activity}"
+    if not reply.accepting:
+        stands += ", taking nothing new"
+    elif reply.activity == "running":
+        stands += ", taking work"
     if not reply.done:
         return f"{action} was not done: {reply.detail or 'no reason given'}\n{stands}"
     return f"{action} done{f': {reply.detail}' if reply.detail else ''}\n{stands}"

@@ -15,11 +15,12 @@ ENTRIES: Final[dict[str, tuple[str, tuple[tuple[str, ...], ...]]]] = {
     "5": ("look who runs, and test with one chat", (("status",), ("test",))),
     "6": ("show the configuration", (("config", "--changed"),)),
     "7": ("show the logs", (("logs", "--lines", "40"),)),
-    "8": ("end it", (("down",),)),
+    "8": ("look for problems", (("doctor",),)),
+    "9": ("end it", (("down",),)),
 }
 LEAVE: Final = "0"
 #: Commands that read the settings of `up` rather than the folder of one that runs.
-WITH_CONFIG: Final = frozenset({"up", "join", "config"})
+WITH_CONFIG: Final = frozenset({"up", "join", "config", "doctor"})
 WITHOUT_DATA: Final = frozenset({"config"})
 
 

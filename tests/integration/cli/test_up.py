@@ -229,6 +229,16 @@ def test_a_test_datagram_shows_up_in_status_and_in_the_stream(running: Yard):
     assert engine in running.run("status").stdout
 
 
+def test_the_doctor_finds_a_running_yard_well_by_sending_a_datagram_through_it(running: Yard):
+    done = running.run("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    found = {verdict["check"]: verdict for verdict in json.loads(done.stdout)}
+    for check in ("http", "nats", "processes", "clocks", "datagram"):
+        assert found[check]["grade"] == "ok", found[check]
+    own_port = running.url.rsplit(":", 1)[1]
+    assert f"{own_port} is held by the `up`" in running.run("doctor", "--port", own_port).stdout
+
+
 def test_a_bench_of_the_yard_has_exact_lengths_and_no_errors(running: Yard, tmp_path: Path):
     done = called(
         *("bench", "serve", "--url", running.url, "--concurrency", 4, "--requests", 24),
