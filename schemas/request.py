@@ -16,6 +16,7 @@ class RequestCard(Part):
     choices). ``page_hashes`` are 8 bytes little-endian per full 16-token page of the prompt, a
     chain salted by tenant. ``budget_ms`` is what was left of the deadline when this was sent.
     ``whole``: one engine must compute prompt and answer (logprobs of the prompt cannot travel).
+    ``output_tokens_given`` False: the client set no limit, ``output_tokens_max`` is all that fits.
     """
 
     request_id: str = Field(min_length=1, max_length=64)
@@ -34,6 +35,7 @@ class RequestCard(Part):
     traceparent: str | None = None
     resume_ms: int = Field(default=0, ge=0)
     whole: bool = False
+    output_tokens_given: bool = True
 
 
 class ScheduleRequest(Message):

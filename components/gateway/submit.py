@@ -75,6 +75,7 @@ def _new_request(
         page_hashes=pack_hashes(page_hashes(prompt, origin.salt)),
         traceparent=origin.trace,
         whole=sampling.prompt_logprobs is not None,
+        output_tokens_given=call.max_tokens is not None,
     )
     ends = frozenset(sampling.stop_token_ids)
     if not sampling.ignore_eos:

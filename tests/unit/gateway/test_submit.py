@@ -32,6 +32,7 @@ def test_a_request_carries_all_that_the_control_path_needs_and_no_content():
         "m",
     )
     assert (card.prompt_tokens, card.output_tokens_max, card.choices) == (40, 10, 2)
+    assert card.output_tokens_given
     assert (card.budget_ms, card.body_bytes) == (60_000, len(new.body))
     assert unpack_hashes(card.page_hashes) == page_hashes(PROMPT, 99)
     assert card.traceparent == TRACEPARENT
@@ -48,7 +49,7 @@ def test_several_prompts_are_numbered():
 
 def test_without_a_limit_the_rest_of_the_context_may_be_written():
     [new] = new_requests(call(max_tokens=None), CARD, "abc", [PROMPT], ORIGIN)
-    assert new.card.output_tokens_max == 60
+    assert (new.card.output_tokens_max, new.card.output_tokens_given) == (60, False)
 
 
 @pytest.mark.parametrize(
