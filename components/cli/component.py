@@ -40,7 +40,8 @@ FLAGS: Final[dict[str, tuple[Flag, ...]]] = {
     "worker": (
         Flag("--role", "role", "prefill, decode or aggregated"),
         Flag("--model", "model", "name of the model"),
-        Flag("--engine", "engine", "sim, vllm or sglang"),
+        Flag("--engine", "engine", "sim, vllm, openai or sglang"),
+        Flag("--url", "url", "openai: where the server is, http://HOST:PORT"),
         Flag("--profile", "profile", "how fast the simulated engine is"),
         Flag("--speed", "speed", "how much faster than real time it runs", float),
         Flag("--prefill-urls", "prefill_urls", "SGLang: 'URL [BOOTSTRAP_PORT]', comma-separated"),

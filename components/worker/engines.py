@@ -10,9 +10,8 @@ from components.worker.simulated.link import SimulatedLink
 
 def make_engine(host: Host, settings: WorkerSettings) -> Engine:
     """The engine, not yet started."""
-    if settings.engine == "sglang":
-        return _sglang(host, settings)
-    return _vllm(host, settings) if settings.engine == "vllm" else _simulated(host, settings)
+    makers = {"vllm": _vllm, "openai": _openai, "sglang": _sglang, "sim": _simulated}
+    return makers[settings.engine](host, settings)
 
 
 def _vllm(host: Host, settings: WorkerSettings) -> Engine:
@@ -62,6 +61,22 @@ def _sglang(host: Host, settings: WorkerSettings) -> Engine:
         count=host.counters.add,
         on_fault=host.fault,
     )
+
+
+def _openai(host: Host, settings: WorkerSettings) -> Engine:
+    from components.worker.openai_http.engine import OpenAIEngine  # noqa: PLC0415
+    from components.worker.openai_http.settings import ServedModel  # noqa: PLC0415
+
+    model = ServedModel(
+        name=settings.model,
+        created_s=host.epoch // 1000,
+        url=settings.url,
+        context_tokens_max=settings.context_tokens_max,
+        seqs_max=settings.seqs_max,
+        step_tokens_max=settings.step_tokens_max,
+        kv_pages=settings.kv_pages,
+    )
+    return OpenAIEngine(model, settings.openai, clock=host.clock, on_fault=host.fault)
 
 
 def _simulated(host: Host, settings: WorkerSettings) -> Engine:

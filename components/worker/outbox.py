@@ -31,8 +31,13 @@ class Outbox:
         self._events.clear()
 
     def write(self, entry: Entry) -> None:
-        """Say what came of one choice."""
-        self._entries.append(entry)
+        """Say what came of one choice. A bare end joins what was said last, if that is its own."""
+        last = self._entries[-1] if self._entries else None
+        *_, ids, text, extra, end = entry
+        if last and last[:3] == entry[:3] and last[-1] is None and not (ids or text or extra):
+            self._entries[-1] = (*last[:-1], end)
+        else:
+            self._entries.append(entry)
         self.soon()
 
     def report(self, event: EngineEvent) -> None:

@@ -11,6 +11,7 @@ from components.domain.outcomes import Ask, Count, Record, Send
 from components.host.host import Host
 from components.worker.controls import Controls
 from components.worker.core import HandoffMessage, Outcomes, WorkerCore
+from components.worker.elsewhere import EngineElsewhere
 from components.worker.engine import Engine, EngineEvent, EngineRefused, Job
 from components.worker.engines import make_engine
 from components.worker.frames import GATEWAYS_MAX, Began, Frames
@@ -62,6 +63,7 @@ class Worker:
         self._host = host
         self._settings = settings
         self._engine = engine or make_engine(host, settings)
+        self._elsewhere = self._engine if isinstance(self._engine, EngineElsewhere) else None
         self._core: WorkerCore | None = None
         self._frame_subjects: dict[str, str] = {}
         self._frames = Frames(
@@ -148,6 +150,7 @@ class Worker:
             "shard": self._settings.shard_name,
             "watermark": self._engine.watermark if self._core else 0,
             "running": self._engine.running if self._core else 0,
+            **(self._elsewhere.heartbeat() if self._core and self._elsewhere else {}),
         }
 
     # Messages in
@@ -169,6 +172,8 @@ class Worker:
         self._do(self._running_core.on_handoff(message, received.epoch, self._now_s))
 
     def _on_beat(self, received: Received[HeartbeatSent]) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.on_heartbeat(received.message)
         self._do(self._running_core.on_heartbeat(received.message, self._now_s))
 
     def _on_resume(self, received: Received[ResumeStreams]) -> None:

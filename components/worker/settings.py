@@ -8,14 +8,15 @@ from components.domain.engine_model.request import EngineLimits
 from components.domain.handoff import HandoffSettings
 from components.domain.profiles import profile_named
 from components.host.settings import Settings
+from components.worker.openai_http.settings import OpenAISettings, OpenAITable
 from components.worker.sglang.settings import (
     PrefillUrl,
     SglangSettings,
     SglangTable,
     prefill_url,
-    server_url,
     whole_pair,
 )
+from components.worker.urls import server_url
 from schemas.codes import Role
 
 MIB = 1024 * 1024
@@ -32,7 +33,7 @@ class WorkerSettings(Settings):
     role: Role = "aggregated"
     model: str = Field(default="sim/words", min_length=1, max_length=200)
     shard: str = ""
-    engine: Literal["sim", "vllm", "sglang"] = "sim"
+    engine: Literal["sim", "vllm", "openai", "sglang"] = "sim"
 
     # The simulated engine.
     #: Names: components/domain/profiles.py; or constant:ttft_ms=...,itl_ms=...
@@ -79,6 +80,12 @@ class WorkerSettings(Settings):
     tool_strict_level: Literal["auto", "function", "parameter"] = "auto"
     #: What one JSON schema, regular expression or grammar may cost to compile, in core seconds.
     grammar_cpu_s: float = Field(default=3.0, gt=0, le=15)
+
+    # A server that speaks OpenAI's API.
+    #: Where it is: http://HOST:PORT.
+    url: Annotated[str, BeforeValidator(lambda given: given and server_url(given))] = ""
+    #: How it is spoken to and judged: components/worker/openai_http/settings.py.
+    openai: OpenAITable = OpenAISettings()
 
     # SGLang.
     #: Where the servers are: prefill as URL, "URL PORT" or [URL, bootstrap port or null].
@@ -143,11 +150,21 @@ class WorkerSettings(Settings):
 
     @model_validator(mode="after")
     def _has_whole_pairs(self) -> "WorkerSettings":
+        if self.engine == "openai":
+            self._has_a_server()
         if self.engine == "sglang":
             whole_pair(self.prefill_urls, self.decode_urls)
             if self.role != "aggregated":
                 raise ValueError('engine "sglang" does both halves: its role is aggregated')
         return self
+
+    def _has_a_server(self) -> None:
+        if not self.url:
+            raise ValueError('engine "openai" is elsewhere: url says where')
+        if self.role != "aggregated" and self.openai.handover == "none":
+            raise ValueError(f"openai.handover says how a {self.role} engine hands KV over")
+        if self.openai.handover == "p2p_nccl" and not self.openai.kv_address:
+            raise ValueError("openai.kv_address is where the server's connector listens")
 
     @property
     def shard_name(self) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 import orjson
 from pydantic import BeforeValidator, Field
 
 from components.host.settings import Settings
+from components.worker.urls import server_url
 
 PORT_MAX: Final = 65_535
 
@@ -29,18 +29,6 @@ def prefill_url(given: object) -> PrefillUrl:
     if isinstance(port, bool) or not str(port).isdecimal() or not 0 < int(str(port)) <= PORT_MAX:
         raise ValueError(f"a bootstrap port is a number from 1 to {PORT_MAX}, or null")
     return server_url(url), int(str(port))
-
-
-def server_url(given: object) -> str:
-    """``http://host:port`` without a slash at its end. Raises ValueError."""
-    if not isinstance(given, str):
-        raise ValueError("a server is named by its URL")  # noqa: TRY004  (pydantic shows these)
-    parts = urlsplit(given)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
-        raise ValueError("a server's URL is http://HOST:PORT or https://HOST:PORT")
-    if parts.query or parts.fragment or (parts.port is not None and not parts.port):
-        raise ValueError("a server's URL has no query, no fragment, and no port 0")
-    return given.rstrip("/")
 
 
 def _table(given: object) -> object:

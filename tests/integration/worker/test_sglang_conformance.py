@@ -18,8 +18,9 @@ from components.domain.bodies import Emitted
 from components.host.clock import SystemClock
 from components.host.counters import Counters
 from components.host.errors import CannotStart
+from components.worker import sse
 from components.worker.engine import EngineRefused, Job, JobFailed, JobRejected
-from components.worker.sglang import bootstrap, engine, exchange, leg, rooms, sse
+from components.worker.sglang import bootstrap, engine, exchange, leg, rooms
 from components.worker.sglang.engine import SglangEngine, SglangModel
 from components.worker.sglang.pairs import RoleKept, RoleSwitched
 from components.worker.sglang.settings import SglangSettings

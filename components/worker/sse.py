@@ -2,7 +2,8 @@
 
 from typing import Final
 
-#: An event of more bytes than this is not one of ours; the stream is given up.
+#: An event of more bytes than this is not one of ours; the stream is given up. Prompt logprobs of
+#: a long prompt come in one.
 EVENT_BYTES_MAX: Final = 64 * 1024 * 1024
 DONE: Final = b"[DONE]"
 
