@@ -26,6 +26,7 @@ from schemas.engine import ControlEngine, ControlEngineReply
 from schemas.fleet import ShowFleet, ShowFleetReply
 from tests.show.fleet import SWITCHYARD, Fleet, until
 from tests.show.proof import Run, Skip, Void
+from tests.support.lines import lines_of
 
 #: float32, so that batches of any size give the same ids; chunks of 256, so that prompts have some.
 ENGINE_ARGS = {
@@ -225,7 +226,7 @@ async def _stream(client: httpx.AsyncClient, body: dict[str, object], one: Asked
             one.error = (await response.aread()).decode()[:300]
             return
         pieces = 0
-        async for line in response.aiter_lines():
+        async for line in lines_of(response):
             if not line.startswith("data: {"):
                 continue
             event = json.loads(line[6:])
