@@ -11,6 +11,7 @@ import httpx
 from components.domain.story import Story
 from components.domain.words import vocabulary
 from schemas.body import SamplingParameters
+from tests.support.lines import lines_of
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ async def tell(client: httpx.AsyncClient, model: str, one: Told) -> None:
             if response.status_code != 200:
                 one.error = (await response.aread()).decode()[:300]
                 return
-            async for line in response.aiter_lines():
+            async for line in lines_of(response):
                 _take(one, line)
     except httpx.HTTPError as error:
         one.error = f"{type(error).__name__}: {error}"
