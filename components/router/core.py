@@ -14,7 +14,7 @@ router epoch in those reports plus one. Workers obey only the highest epoch they
 from dataclasses import dataclass, field
 
 from components.domain.liveness import PeerJoined, PeerLost, PeerTable
-from components.domain.outcomes import Answer, Count, Outcome, Record, Send
+from components.domain.outcomes import Answer, Count, Detail, Outcome, Record, Send
 from components.router.placement import Pick, Placement
 from components.router.settings import RouterSettings
 from components.router.view import EngineView
@@ -187,21 +187,21 @@ class RouterCore:
             if pick:
                 self.last[pick.turn] = pick.worker
         plan = _plan(card, worker, prefill)
-        return plan, self._dispatch(card, plan, worker.view, prefill.view if prefill else None)
+        return plan, self._dispatch(card, plan, worker, prefill)
 
     # Dispatch.
 
     def _dispatch(
-        self, card: RequestCard, plan: Plan, worker: EngineView, prefill: EngineView | None
+        self, card: RequestCard, plan: Plan, worker: Pick, prefill: Pick | None
     ) -> list[Outcome]:
         """Decode first, so that it expects the offer; then prefill; then the gateway hears."""
         trace = card.traceparent
         outcomes: list[Outcome] = []
         if prefill is None:
-            outcomes.append(self._run(card, plan, "aggregated", worker, None))
+            outcomes.append(self._run(card, plan, "aggregated", worker.view, None))
         else:
-            outcomes.append(self._run(card, plan, "decode", worker, prefill))
-            outcomes.append(self._run(card, plan, "prefill", prefill, worker))
+            outcomes.append(self._run(card, plan, "decode", worker.view, prefill.view))
+            outcomes.append(self._run(card, plan, "prefill", prefill.view, worker.view))
         dispatched = RequestDispatched(
             request_id=card.request_id,
             attempt=plan.attempt,
@@ -211,22 +211,8 @@ class RouterCore:
             router=self.instance,
             router_epoch=self.epoch,
         )
-        chosen = [c.worker for c in plan.candidates if c.chosen]
-        routed = Record(
-            card.request_id,
-            "routed",
-            plan.attempt,
-            trace,
-            {
-                "policy": self.settings.policy,
-                "chosen": [str(c) for c in chosen],
-                "candidates": [c.worker for c in plan.candidates],
-                "loads": [c.load for c in plan.candidates],
-                "rooms": [c.room for c in plan.candidates],
-                "state_seqs": [c.state_seq for c in plan.candidates],
-                "state_ages_ms": [c.state_age_ms for c in plan.candidates],
-            },
-        )
+        reasons = _reasons(self.settings.policy, plan, worker)
+        routed = Record(card.request_id, "routed", plan.attempt, trace, reasons)
         sent = Record(
             card.request_id,
             "dispatched",
@@ -236,7 +222,7 @@ class RouterCore:
                 "worker": plan.worker,
                 "prefill_worker": plan.prefill_worker,
                 "router_epoch": self.epoch,
-                "dispatch_seq": worker.dispatched,
+                "dispatch_seq": worker.view.dispatched,
             },
         )
         return [*outcomes, Send(dispatched, (card.gateway,), trace), routed, sent]
@@ -326,6 +312,27 @@ def _plan(card: RequestCard, worker: Pick, prefill: Pick | None) -> Plan:
         transfer_id=f"{card.request_id}.{card.attempt}" if prefill else None,
         candidates=(prefill.costs if prefill else ()) + worker.costs,
     )
+
+
+def _reasons(policy: str, plan: Plan, worker: Pick) -> Detail:
+    """Who was chosen by which policy, and what was known of everybody who could have been.
+
+    ``pool`` is the one that the request belongs to, ``role`` that of the engine that serves it.
+    """
+    candidates = plan.candidates
+    by_pool: Detail = {}
+    if worker.pool is not None:
+        by_pool = {"pool": worker.pool, "role": worker.view.heartbeat.role}
+    return {
+        "policy": policy,
+        **by_pool,
+        "chosen": [c.worker for c in candidates if c.chosen],
+        "candidates": [c.worker for c in candidates],
+        "loads": [c.load for c in candidates],
+        "rooms": [c.room for c in candidates],
+        "state_seqs": [c.state_seq for c in candidates],
+        "state_ages_ms": [c.state_age_ms for c in candidates],
+    }
 
 
 def _attempt_key(request_id: str, attempt: int) -> str:

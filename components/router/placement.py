@@ -1,9 +1,9 @@
 """Which engines take a card: who is usable, who has room, and whom the policy chooses. Pure."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from components.router.policies import POLICIES, Candidate
+from components.router.policies import POLICIES, Candidate, Policy, Pool
 from components.router.settings import RouterSettings
 from components.router.view import EngineView, pages_of
 from schemas.codes import Role, WaitReason
@@ -13,11 +13,15 @@ from schemas.routing import CandidateCost
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """One chosen engine, whose turn it was (shard and role), and all that were looked at."""
+    """One chosen engine, whose turn it was (shard and role), and all that were looked at.
+
+    ``pool`` is set when the policy gives whole requests to a pool: the one this belongs to.
+    """
 
     view: EngineView
     turn: str
     costs: tuple[CandidateCost, ...]
+    pool: Pool | None = None
 
     @property
     def worker(self) -> str:
@@ -35,15 +39,22 @@ class Placement:
     def pick_pair(
         self, card: RequestCard, shard: str, now_s: float
     ) -> tuple[Pick, Pick | None] | WaitReason:
-        """Prefill and decode where both live; else an engine that does both."""
+        """Prefill and decode where both live; else an engine that does both.
+
+        By a policy with pools always one engine that does both.
+        """
         lives = {r: list(self._of(shard, r)) for r in ("aggregated", "prefill", "decode")}
         if not any(lives.values()):
             return "no_worker"
+        if self._policy.pool_of is not None:
+            pool = self._policy.pool_of(card, self.settings.class_bounds())
+            whole = self._pick_whole(card, pool, lives, shard, now_s)
+            return whole if isinstance(whole, str) else (replace(whole, pool=pool), None)
         reason: WaitReason = "no_decode_room"
         paired = bool(lives["prefill"] and lives["decode"]) and not card.whole
         if paired:
-            decode = self._pick(card, lives["decode"], "decode", shard, now_s)
-            prefill = self._pick(card, lives["prefill"], "prefill", shard, now_s)
+            decode = self._pick(card, lives["decode"], "decode", f"{shard}/decode", now_s)
+            prefill = self._pick(card, lives["prefill"], "prefill", f"{shard}/prefill", now_s)
             if not isinstance(decode, str) and not isinstance(prefill, str):
                 return decode, prefill
             reason = decode if isinstance(decode, str) else "no_prefill_room"
@@ -51,9 +62,43 @@ class Placement:
         if self.settings.any_engine_may_do_both and not paired:
             able = able or lives["decode"] or lives["prefill"]
         if able:
-            both = self._pick(card, able, "aggregated", shard, now_s)
+            both = self._pick(card, able, "aggregated", f"{shard}/aggregated", now_s)
             return both if isinstance(both, str) else (both, None)
         return reason
+
+    def _pick_whole(
+        self,
+        card: RequestCard,
+        pool: Pool,
+        lives: Mapping[str, list[EngineView]],
+        shard: str,
+        now_s: float,
+    ) -> Pick | WaitReason:
+        """An engine of the pool, else an aggregated one, else by setting one of the other pool."""
+        other: Pool = "decode" if pool == "prefill" else "prefill"
+        full = False
+        for role in (pool, "aggregated", other):
+            # A pool that is full has engines of its own; one that is empty has nobody to wait for.
+            if role == other and not self._may_leave(full=full):
+                break
+            picked = self._pick(card, lives[role], "aggregated", f"{shard}/{role}", now_s)
+            if not isinstance(picked, str):
+                return picked
+            full = full or picked != "no_fresh_worker"
+        if not full:
+            return "no_fresh_worker"
+        return "no_prefill_room" if pool == "prefill" else "no_decode_room"
+
+    def _may_leave(self, *, full: bool) -> bool:
+        """May a request go to the pool that is not its own?"""
+        settings = self.settings
+        return settings.any_engine_may_do_both and not (
+            full and settings.segregate_when_full == "wait"
+        )
+
+    @property
+    def _policy(self) -> Policy:
+        return POLICIES[self.settings.policy]
 
     def _of(self, shard: str, role: str) -> Iterable[EngineView]:
         for name in sorted(self.views):
@@ -62,7 +107,7 @@ class Placement:
                 yield self.views[name]
 
     def _pick(
-        self, card: RequestCard, views: list[EngineView], role: Role, shard: str, now_s: float
+        self, card: RequestCard, views: list[EngineView], role: Role, turn: str, now_s: float
     ) -> Pick | WaitReason:
         fresh = [v for v in views if self._usable(v, now_s)]
         if not fresh:
@@ -76,8 +121,7 @@ class Placement:
         ]
         if not candidates:
             return "no_prefill_room" if role == "prefill" else "no_decode_room"
-        turn = f"{shard}/{role}"
-        chosen = POLICIES[self.settings.policy](candidates, self.last.get(turn, ""))
+        chosen = self._policy.choose(candidates, self.last.get(turn, ""))
         costs = tuple(
             CandidateCost(
                 worker=v.heartbeat.instance,
