@@ -112,9 +112,10 @@ async def segregated(*workers: str) -> AsyncIterator[Yard]:
         url = "http://{}".format(gateway.heartbeat()["address"])
         client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=10.0)
         yard.http = await stack.enter_async_context(client)
-        async with asyncio.timeout(5):
-            while (await yard.http.get("/ready")).status_code != 200:
-                await asyncio.sleep(0.01)
+        for _ in range(400):
+            if (await yard.http.get("/ready")).status_code == 200:
+                break
+            await asyncio.sleep(0.01)
         yield yard
 
 
