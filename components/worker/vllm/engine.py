@@ -388,7 +388,8 @@ class VllmEngine:
         for choice in running.choices.values():
             self._want_no_more(choice)
         self._out.forget(key)
-        if running.held_pages:
+        if running.job.phase == "prefill":
+            # Even while it is computed: vLLM may have ended it, and hold its pages, unheard so far.
             self._exchange.release(key)
 
     def _want_no_more(self, choice: Choice) -> None:

@@ -49,7 +49,7 @@ class Exchange(Protocol):
         """Nothing may read the pages of this job any more."""
 
     def release(self, key: JobKey) -> None:
-        """Free the pages of a prefilled job."""
+        """Free the pages of a prefill, also of one that was aborted before it was heard to end."""
 
 
 class Relay:

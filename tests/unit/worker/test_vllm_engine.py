@@ -166,11 +166,21 @@ class ScriptedBackend:
         self.queues[self.name(request_id, choice)].put_nowait(output)
 
 
+class Releases(Relay):
+    """A relay that can free pages, and says of which jobs it did."""
+
+    def __init__(self):
+        self.released = []
+
+    def release(self, key):
+        self.released.append(key)
+
+
 @asynccontextmanager
-async def running(**given):
+async def running(exchange=None, **given):
     backend, calls = ScriptedBackend(**given), []
     faults: list[BaseException] = []
-    engine = VllmEngine(lambda: backend, Relay(), on_fault=faults.append)
+    engine = VllmEngine(lambda: backend, exchange or Relay(), on_fault=faults.append)
     await engine.start(lambda entries, events: calls.append((entries, events)))
     try:
         yield engine, backend, calls
@@ -439,6 +449,22 @@ async def test_a_prefill_holds_its_pages_until_they_are_released():
         # What came back from vLLM is what the other side's vLLM gets.
         source = KvSource("t1", "prefill-0", 41, 1000, prefilled.params)
         assert Relay().decode_params(job(), source) == returned
+
+
+async def test_an_aborted_prefill_holds_nothing_even_if_vllm_had_ended_it_before():
+    exchange = Releases()
+    async with running(exchange, has_connector=True) as (engine, backend, calls):
+        engine.submit(job(phase="prefill"))
+        await taken(backend)
+        backend.say([5], "length", choice="kv", kv={"remote_block_ids": [[1, 2]]})
+        engine.abort(("r1", 1))  # the end was said, and not heard yet
+        assert exchange.released == [("r1", 1)]
+        engine.release(("r1", 1))
+        engine.submit(job("r2"))
+        engine.abort(("r2", 1))
+        await until(lambda: bool(backend.gone))
+        assert exchange.released == [("r1", 1)], "the second one has nothing to release"
+        assert calls == []
 
 
 async def test_a_decode_says_that_its_kv_is_here_before_its_first_token():
