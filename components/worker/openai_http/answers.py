@@ -1,6 +1,6 @@
-"""What an event of the server says, checked: it is another program's. Pure."""
+"""What an event of the server says, checked: it is another program's. No I/O."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -8,7 +8,8 @@ from components.worker.openai_http.faults import ServerFault
 
 #: ``[[id, logprob, text] of the chosen token, then of the likeliest ones]``
 LogprobsOfToken = list[list[int | float | str]]
-TextOf = Callable[[int], str]
+#: Of an id behind those before it, of which the last few matter.
+TextOf = Callable[[int, Sequence[int]], str]
 
 #: Stands for an id that nobody knows.
 UNKNOWN_ID: Final = 0
@@ -37,13 +38,15 @@ class Piece:
 class Reading:
     """How a choice's events are read: how many alternatives were asked for (None: no logprobs).
 
-    ``text_of`` and ``prompt`` are there when ids mean something here.
+    ``text_of`` and ``prompt`` are there when ids mean something here; ``before`` are the choice's
+    ids so far, and grow with what is read.
     """
 
     top: int | None = None
     prompt_top: int | None = None
     text_of: TextOf | None = None
     prompt: list[int] | None = None
+    before: list[int] = field(default_factory=list)
 
 
 def piece_of(event: Mapping[str, Any], reading: Reading) -> Piece:
@@ -68,7 +71,7 @@ def piece_of(event: Mapping[str, Any], reading: Reading) -> Piece:
         return Piece(
             text,
             ids,
-            None if rows is None else _rows(rows, ids, reading.top or 0, reading.text_of),
+            None if rows is None else _rows(rows, ids, reading),
             None
             if of_prompt is None
             else _prompt_rows(of_prompt, reading.prompt, reading.prompt_top or 0),
@@ -98,33 +101,36 @@ def _delta(delta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(
-    logprobs: Mapping[str, Any], ids: list[int] | None, top: int, text_of: TextOf | None
+    logprobs: Mapping[str, Any], ids: list[int] | None, reading: Reading
 ) -> list[LogprobsOfToken]:
+    top = reading.top or 0
     if (content := logprobs.get("content")) is not None:  # a chat's
         return [_chat_row(token, top) for token in content]
     tokens, values = logprobs["tokens"], logprobs["token_logprobs"]
     likeliest = logprobs.get("top_logprobs") or [None] * len(tokens)
     rows: list[LogprobsOfToken] = []
     for place, (token, value, others) in enumerate(zip(tokens, values, likeliest, strict=True)):
-        chosen = _named(token, value, text_of)
+        chosen = _named(token, value, reading)
         if ids is not None:
             chosen[0] = ids[place]
         ranked = sorted((others or {}).items(), key=lambda item: -item[1])
-        rows.append([chosen, *(_named(t, v, text_of) for t, v in ranked[:top])])
+        rows.append([chosen, *(_named(t, v, reading) for t, v in ranked[:top])])
+        if ids is not None:
+            reading.before.append(ids[place])
     return rows
 
 
-def _named(token: str, logprob: float | None, text_of: TextOf | None) -> list[int | float | str]:
+def _named(token: str, logprob: float | None, reading: Reading) -> list[int | float | str]:
     value = _LOGPROB_MIN if logprob is None else max(_LOGPROB_MIN, float(logprob))
-    if text_of is not None and token.startswith(_ID_PREFIX):
+    if reading.text_of is not None and token.startswith(_ID_PREFIX):
         token_id = int(token.removeprefix(_ID_PREFIX))
-        return [token_id, value, text_of(token_id)]
+        return [token_id, value, reading.text_of(token_id, reading.before)]
     return [UNKNOWN_ID, value, token]
 
 
 def _chat_row(token: Mapping[str, Any], top: int) -> LogprobsOfToken:
     others = token.get("top_logprobs") or []
-    return [_named(t["token"], t["logprob"], None) for t in (token, *others[:top])]
+    return [_named(t["token"], t["logprob"], Reading()) for t in (token, *others[:top])]
 
 
 def _prompt_rows(

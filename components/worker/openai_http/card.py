@@ -14,6 +14,9 @@ from components.worker.openai_http.settings import Dialect, ServedModel
 from schemas.fleet import Feature, ModelCard
 
 FILE_BYTES_MAX: Final = 256 << 20
+#: How a text ends whose last character is not complete, and how many ids may make up one.
+_OPEN: Final = "\ufffd"
+_CONTEXT: Final = 4
 
 _FEATURES: Final[dict[Dialect, tuple[Feature, ...]]] = {
     "vllm": ("structured_outputs", "prompt_logprobs", "logit_bias", "min_p"),
@@ -31,9 +34,26 @@ class ModelFiles:
     #: The tokenizer's own end of text first.
     eos_token_ids: tuple[int, ...] = ()
 
-    def text_of(self, token_id: int) -> str:
-        """One id alone, specials included."""
-        return self.tokenizer.decode([token_id], skip_special_tokens=False)
+    def text_of(self, token_id: int, before: Sequence[int] = ()) -> str:
+        """What one id adds behind those before it, specials included.
+
+        As vLLM says it: an id that leaves a character open has no text, and the one that completes
+        it has the whole character.
+        """
+        text = self._decoded([token_id])
+        if not text.endswith(_OPEN):
+            return text
+        for number in range(1, min(len(before), _CONTEXT) + 1):
+            context = list(before[-number:])
+            whole = self._decoded([*context, token_id])
+            if not whole.endswith(_OPEN):
+                while context and self._decoded(context[-1:]).endswith(_OPEN):
+                    context.pop()
+                return whole.removeprefix(self._decoded(context))
+        return ""
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def read_model(directory: Path) -> ModelFiles:

@@ -338,7 +338,8 @@ class OpenAIEngine:
         sampling, files = choice.sampling, self._server.files
         text_of = None if files is None else files.text_of
         prompt = None if files is None else list(choice.prompt)
-        return Reading(sampling.logprobs, sampling.prompt_logprobs, text_of, prompt)
+        before = list(choice.emitted)
+        return Reading(sampling.logprobs, sampling.prompt_logprobs, text_of, prompt, before)
 
     def _take(self, running: Running, choice: Choice, piece: Piece) -> bool:
         """One event; False when nothing more is wanted.

@@ -295,4 +295,21 @@ def _gateway_forgets_constraints(module: ModuleType) -> None:
     vars(module)["encode_body"] = spoiled
 
 
+@fault("http_engine_slips_a_token", "components.worker.openai_http.outputs")
+def _http_engine_slips_a_token(module: ModuleType) -> None:
+    take = module.Outputs._take_ids
+
+    def spoiled(self: object, key: object, choice: object, piece: object, ids: list[int]) -> bool:
+        said: bool = take(self, key, choice, piece, [*ids[:-1], ids[-1] ^ 1] if ids else ids)
+        return said
+
+    module.Outputs._take_ids = spoiled
+
+
+@fault("sglang_rooms_differ", "components.worker.sglang.rooms")
+def _sglang_rooms_differ(module: ModuleType) -> None:
+    """A room is taken again: what it was for meets what it is for now."""
+    module.Rooms.take = lambda self, count: (7,) * count
+
+
 _plant()
