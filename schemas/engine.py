@@ -113,7 +113,10 @@ class KvPagesChanged(Message):
 
 
 class ShowPages(Message):
-    """A reader of ``KvPagesChanged`` that missed some asks for the whole cache, from a place on."""
+    """A reader of ``KvPagesChanged`` that missed some asks for the whole cache, from a place on.
+
+    ``offset`` 2**32 - 1 asks for ``change`` and for no page: has anything been missed?
+    """
 
     schema_id: ClassVar[str] = "kv.show_pages.v1"
 

@@ -37,6 +37,8 @@ def _vllm(host: Host, settings: WorkerSettings) -> Engine:
         on_odd_output=OddOutputs(host).say,
     )
     pages = PageReports(host)
+    if settings.kv_events:
+        _ = host.tasks.spawn("page questions", pages.listen())
     return VllmEngine(
         lambda: load_async_llm(model), exchange, on_fault=host.fault, on_pages=pages.say
     )

@@ -22,11 +22,6 @@ class PagesChange:
     removed: tuple[int, ...] = ()
     cleared: bool = False
 
-    @property
-    def count(self) -> int:
-        """Single changes in this one."""
-        return len(self.stored) + len(self.removed) + self.cleared
-
 
 class PageNames:
     """The named blocks of one cache: no more than it has."""

@@ -1,10 +1,11 @@
-"""Says on the bus what enters and leaves the prefix cache."""
+"""Says on the bus what enters and leaves the prefix cache, and what it holds to whoever asks."""
 
 from bus import subjects
-from components.domain.pages import pack_hashes
+from bus.bus import Received
+from components.domain.page_book import PageBook
 from components.host.host import Host
 from components.worker.vllm.page_names import PagesChange
-from schemas.engine import KvPagesChanged
+from schemas.engine import ShowPages
 
 
 class PageReports:
@@ -12,18 +13,19 @@ class PageReports:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._next_change = 0
+        self._book = PageBook(host.instance, host.epoch)
+
+    async def listen(self) -> None:
+        """Answer readers who missed something, from now on."""
+        subject = subjects.show_pages(self._host.instance)
+        _ = await self._host.bus.subscribe(subject, ShowPages, self._show)
 
     def say(self, change: PagesChange) -> None:
         """One message per change."""
-        message = KvPagesChanged(
-            engine=self._host.instance,
-            engine_epoch=self._host.epoch,
-            first_change=self._next_change,
-            parent=change.parent,
-            stored=pack_hashes(change.stored),
-            removed=pack_hashes(change.removed),
-            cleared=change.cleared,
+        message = self._book.change(
+            change.parent, change.stored, change.removed, cleared=change.cleared
         )
-        self._next_change += change.count
         self._host.bus.publish(subjects.kv_pages_changed(self._host.instance), message)
+
+    def _show(self, received: Received[ShowPages]) -> None:
+        self._host.bus.respond(received, self._book.show(received.message))

@@ -1,10 +1,14 @@
 """Blocks of vLLM's cache get the names that the gateway gives to the same pages."""
 
-from bus.subjects import ANY, kv_pages_changed
+from bus.bus import Received
+from bus.memory_bus import MemoryHub
+from bus.subjects import ANY, kv_pages_changed, show_pages
+from components.domain.outcomes import Ask, Outcome
+from components.domain.page_view import PageViews
 from components.domain.pages import page_hashes, unpack_hashes
 from components.worker.vllm.page_names import PageNames, PagesChange
 from components.worker.vllm.page_reports import PageReports
-from schemas.engine import KvPagesChanged
+from schemas.engine import KvPagesChanged, ShowPages, ShowPagesReply
 from tests.support.host import connected_host
 from tests.support.nats import until
 
@@ -55,3 +59,31 @@ async def test_a_reader_can_tell_that_it_missed_a_change():
         assert [message.first_change for message in told] == [0, 1, 4]
         assert unpack_hashes(told[1].stored) == (6, 7, 8)
         assert unpack_hashes(told[2].removed) == (6,)
+
+
+async def test_a_reader_that_missed_a_change_asks_and_knows_what_the_cache_holds():
+    hub, views = MemoryHub(), PageViews()
+    questions: list[Outcome] = []
+
+    def hear(received: Received[KvPagesChanged]) -> None:
+        if received.message.first_change != 3:  # that one is lost
+            questions.extend(views.on_changed(received.message, 0.0))
+
+    async with (
+        connected_host("worker", "aggregated-0", hub=hub) as host,
+        connected_host("router", hub=hub) as reader,
+    ):
+        _ = await reader.bus.subscribe(kv_pages_changed(ANY), KvPagesChanged, hear)
+        reports = PageReports(host)
+        await reports.listen()
+        reports.say(PagesChange(0, (6, 7, 8)))
+        reports.say(PagesChange(removed=(6,)))
+        reports.say(PagesChange(8, (9,)))
+        await until(lambda: any(isinstance(o, Ask) for o in questions))
+        [question] = [o for o in questions if isinstance(o, Ask)]
+        assert question.message == ShowPages()
+        subject = show_pages(*question.to)
+        reply = await reader.bus.ask(subject, question.message, ShowPagesReply, timeout_s=2)
+        views.on_shown(reply, 0.0)
+        assert not views.is_behind("aggregated-0")
+        assert views.pages_of("aggregated-0") == {7, 8, 9}
