@@ -1,0 +1,210 @@
+"""ELRAR's engine agent: what is said of an engine, when, and to whom. No vLLM here."""
+
+import json
+import socket
+
+import pytest
+
+from components.bridge.datagram import read as read_datagram
+from components.worker.elrar.core import HEARTBEAT_S, EngineState, Step
+from components.worker.elrar.sender import Sender, own_address
+from components.worker.elrar.settings import BadElrar, ElrarSettings, read
+
+HOST = {"VLLM_ELRAR_GATEWAY_HOST": "10.0.0.9"}
+
+
+def settings(**given):
+    return read({**HOST, **given}, "10.0.0.1", 77)
+
+
+def state(**given):
+    return EngineState("e1", 0.2, given.get("kv_blocks", 1000), given.get("seqs_max", 8))
+
+
+def step(at_s, running=2, waiting=0, tokens=2, kv_usage=0.25, prompts=()):
+    return Step(at_s, running, waiting, tokens, kv_usage, prompts)
+
+
+def read_of(said):
+    """As the bridge reads it, which is strict."""
+    return read_datagram(json.dumps(said).encode())
+
+
+# Settings
+
+
+def test_the_seed_s_variables_and_defaults():
+    assert settings() == ElrarSettings("unicast", "10.0.0.9", 9999, 0.2, "http://10.0.0.1:8000")
+    given = settings(
+        VLLM_ELRAR_GATEWAY_PORT="7000", VLLM_ELRAR_PUSH_INTERVAL="50", VLLM_ELRAR_ENGINE_ID="e7"
+    )
+    assert given == ElrarSettings("unicast", "10.0.0.9", 7000, 0.05, "e7")
+
+
+def test_broadcast_needs_no_host_and_goes_to_one_address_only():
+    given = read(
+        {"VLLM_ELRAR_NETWORK_MODE": "broadcast", "VLLM_ELRAR_BROADCAST_PORT": "7001"}, "", 77
+    )
+    assert given is not None
+    assert (given.host, given.port) == ("255.255.255.255", 7001)
+
+
+@pytest.mark.parametrize("given", [{}, {**HOST, "VLLM_ENABLE_ELRAR": "false"}])
+def test_without_a_host_or_when_switched_off_nothing_is_sent(given):
+    assert read(given, "10.0.0.1", 77) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"VLLM_ENGINE_URL": "http://a:1"}, "http://a:1"),
+        ({"VLLM_API_BASE": "http://b:2"}, "http://b:2"),
+        ({"VLLM_PORT": "8100"}, "http://10.0.0.1:8100"),
+        ({"PORT": "8200", "VLLM_SCHEME": "https"}, "https://10.0.0.1:8200"),
+    ],
+)
+def test_an_engine_without_a_name_is_named_after_its_address(given, name):
+    assert settings(**given).engine_id == name
+
+
+def test_an_engine_without_an_address_is_named_after_its_process():
+    given = read(HOST, "", 77)
+    assert given is not None
+    assert given.engine_id == "engine_id-77"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VLLM_ENABLE_ELRAR", "maybe"),
+        ("VLLM_ELRAR_NETWORK_MODE", "multicast"),
+        ("VLLM_ELRAR_GATEWAY_PORT", "0"),
+        ("VLLM_ELRAR_GATEWAY_PORT", "x"),
+        ("VLLM_ELRAR_PUSH_INTERVAL", "-5"),
+        ("VLLM_ELRAR_ENGINE_ID", "a\nb"),
+        ("VLLM_ELRAR_ENGINE_ID", "x" * 300),
+    ],
+)
+def test_what_cannot_be_names_the_variable(name, value):
+    with pytest.raises(BadElrar, match=name):
+        settings(**{name: value})
+
+
+# What is said
+
+
+def test_what_is_said_is_what_the_bridge_reads():
+    engine = state()
+    engine.on_step(step(1.0, waiting=3, tokens=600, prompts=(100, 100)))
+    engine.on_step(step(1.05, waiting=3, tokens=600))
+    said = read_of(engine.say(1.05, 1_700_000_000_000))
+    assert said.engine_id == "e1"
+    assert said.latency_pred_ms == pytest.approx(50)
+    assert said.pending_tokens_total == 300
+    assert (said.kv_cache_free_blocks, said.kv_cache_total_blocks) == (750, 1000)
+    assert said.engine_capacity == pytest.approx(8 / 0.05)
+    assert said.scheduling_mode == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mode"),
+    [(100, "latency_optimized"), (256, "balanced"), (1024, "balanced"),
+     (1025, "throughput_optimized")],
+)  # fmt: skip
+def test_the_mode_follows_the_mean_of_the_last_steps(tokens, mode):
+    engine = state()
+    for number in range(20):
+        engine.on_step(step(1 + number / 100, tokens=9_999 if number < 5 else tokens))
+    assert engine.say(2, 0)["scheduling_mode"] == mode
+
+
+def test_the_first_state_says_that_nothing_runs():
+    engine = state(kv_blocks=-1)
+    assert engine.due(0.0)
+    said = read_of(engine.say(0.0, 5))
+    assert (said.pending_tokens_total, said.engine_capacity, said.latency_pred_ms) == (0, 0, 0)
+    assert (said.kv_cache_free_blocks, said.scheduling_mode) == (-1, "balanced")
+
+
+def test_steps_are_said_no_more_often_than_the_interval_and_the_last_one_is():
+    engine = state()
+    said = []
+    for tick in range(100):  # one step every 10 ms for a second
+        now_s = tick / 100
+        engine.on_step(step(now_s, kv_usage=tick / 100))
+        if engine.due(now_s):
+            said.append(engine.say(now_s, 0)["kv_cache_free_blocks"])
+    assert len(said) == 5
+    assert engine.due(1.2), "the last step is still to be said"
+    assert engine.say(1.2, 0)["kv_cache_free_blocks"] == 10
+
+
+def test_a_busy_engine_in_a_long_step_is_never_said_to_be_idle():
+    """The seed's heartbeat said so for a tenth of the time."""
+    engine = state()
+    engine.on_step(step(1.0, running=4, waiting=2, prompts=(50,)))
+    engine.on_step(step(1.02, running=4, waiting=2))
+    first = engine.say(1.02, 1)
+    said = []
+    for tick in range(1_000):  # ten seconds in which nothing happens
+        now_s = 1.02 + tick / 100
+        if engine.due(now_s):
+            said.append(engine.say(now_s, 2))
+    assert len(said) == int(9.99 / HEARTBEAT_S)
+    for one in said:
+        assert {**one, "timestamp_ms": 1} == first
+        assert one["pending_tokens_total"] == 100
+
+
+def test_an_engine_that_is_done_is_said_to_be_so():
+    engine = state()
+    engine.on_step(step(1.0, running=4, waiting=2))
+    engine.on_step(step(1.02, running=0, waiting=0, kv_usage=0.0))
+    said = engine.say(1.02, 0)
+    assert (said["pending_tokens_total"], said["kv_cache_free_blocks"]) == (0, 1000)
+
+
+def test_a_pause_between_two_requests_is_no_step():
+    engine = state()
+    engine.on_step(step(1.0, running=1))
+    engine.on_step(step(1.05, running=0))
+    engine.on_step(step(60.0, running=1))
+    assert engine.say(60.0, 0)["latency_pred_ms"] == pytest.approx(50)
+
+
+# The socket
+
+
+def test_states_leave_in_steps_and_heartbeats_without_any():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
+        heard.bind(("127.0.0.1", 0))
+        heard.settimeout(5)
+        to = ElrarSettings("unicast", "127.0.0.1", heard.getsockname()[1], 0.02, "e1")
+        sender = Sender(to, state())
+        try:
+            first = read_datagram(heard.recv(2048))
+            assert first.pending_tokens_total == 0
+            sender.on_step(step(1.0, waiting=5))
+            assert read_datagram(heard.recv(2048)).pending_tokens_total == 5
+        finally:
+            sender.close()
+        assert (sender.sent, sender.lost) == (2, 0)
+
+
+def test_a_host_that_there_is_not_is_an_error_at_the_start_only():
+    with pytest.raises(socket.gaierror):
+        Sender(ElrarSettings("unicast", "no-such-host.invalid", 9, 0.02, "e1"), state())
+
+
+def test_an_engine_does_not_notice_that_nothing_can_be_sent(caplog):
+    to = ElrarSettings("unicast", "127.0.0.1", 9, 0.001, "e1")
+    sender = Sender(to, state())
+    sender._socket.close()
+    for number in range(5):
+        sender.on_step(step(float(number)))
+    sender._ended.set()
+    assert sender.lost or not sender.sent
+
+
+def test_this_machine_has_an_address_or_none():
+    assert own_address() == "" or own_address().count(".") == 3
