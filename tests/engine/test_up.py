@@ -1,11 +1,18 @@
 """`switchyard up --engine vllm`: a real model behind the gateway, held as users hold it."""
 
+import asyncio
 import importlib.util
 import json
+from pathlib import Path
 
 import openai
 import pytest
 
+from bus.subjects import show_pages
+from components.cli import keyring
+from components.cli.operator_bus import connected
+from components.domain.pages import HASH_BYTES
+from schemas.engine import ShowPages, ShowPagesReply
 from tests.engine.engines import SMALL
 from tests.integration.cli import yards
 from tests.integration.cli.yards import alive, until
@@ -151,3 +158,15 @@ def test_prompts_were_handed_over_where_they_should_be(yard, kind):
 def test_cached_pages_are_told_on_the_bus(yard, client, model):
     client.completions.create(model=model, prompt="Which track is free? " * 4, max_tokens=2)
     until(lambda: "stored=" in yard.run("events", "KV_EVENTS").stdout, "pages")
+    name = yard.status()["engines"][0]["engine"]
+    until(lambda: asyncio.run(pages_of(yard.page(), name)).total, "an answer with pages")
+    shown = asyncio.run(pages_of(yard.page(), name))
+    assert len(shown.pages) == len(shown.parents) == shown.total * HASH_BYTES
+    assert shown.change >= shown.total
+
+
+async def pages_of(page, name):
+    """What the engine shows to a reader who missed its changes."""
+    key_file = keyring.find(Path(page.keys_dir), keyring.OPERATOR, keyring.OPERATOR)
+    async with connected(page.nats_url, key_file, page.subject_prefix) as bus:
+        return await bus.ask(show_pages(name), ShowPages(), ShowPagesReply, timeout_s=5)
