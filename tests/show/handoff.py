@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.show import real_api, transfers
+from tests.show import cost, real_api, transfers
 from tests.show.proof import Proof, show
 from tests.show.suites import suite
 
@@ -45,6 +45,15 @@ PROOFS: Final = (
         transfers.kills,
         fault="kv_is_noise",
         about_s=480,
+    ),
+    Proof(
+        "cost",
+        "What a handoff costs beside NIXL and vLLM's Example connector (files), on the same "
+        "prompts in one run: from the prompt at P to the first token at D, bytes, ms, GB/s",
+        "below NIXL at every length; files: shown, and why in tests/bench/handoff_cost.py",
+        cost.of_a_handoff,
+        fault="transfers_are_slow",
+        about_s=120,
     ),
     Proof(
         "openai",
