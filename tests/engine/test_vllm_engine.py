@@ -307,3 +307,15 @@ async def test_the_card_is_the_models(engine, tiny_model):
     model = Model.from_card(card)
     assert model.text_ids("Hello, yard\n") == bytes_of("Hello, yard\n")
     assert model.chat_ids([{"role": "user", "content": "Hi"}]) == [3, *bytes_of("Hi"), 4]
+
+
+async def test_it_learns_what_its_steps_cost(engine, sink):
+    for number in range(4):
+        prompt = bytes_of(f"{number} " * 100)
+        engine.submit(job(f"r{number}", prompt=prompt, max_tokens=30))
+    for number in range(4):
+        await finished(sink, f"r{number}")
+    fit = engine.load().step_fit
+    assert fit.samples >= 30
+    step_ms = fit.base_ms + fit.per_token_ms * 4 + fit.per_seq_ms * 4
+    assert 0.2 < step_ms < 200

@@ -27,6 +27,7 @@ from vllm.v1.structured_output.utils import (  # type: ignore[import-not-found]
 
 from components.host.errors import CannotStart
 from components.worker.engine import Job
+from components.worker.step_fit import StepFit
 from components.worker.vllm import grammar_seam
 from components.worker.vllm.backend import (
     BadParameter,
@@ -47,6 +48,7 @@ from components.worker.vllm.loading import VllmModel, in_thread
 from components.worker.vllm.page_names import PagesChange
 from components.worker.vllm.parsing import Parsing, check_names, params_of
 from schemas.body import SamplingParameters
+from schemas.engine import StepTimeFit
 
 #: What vLLM's processes may take to end by themselves before they are killed.
 SHUTDOWN_S: Final = 2.0
@@ -72,7 +74,13 @@ class AsyncLLMBackend:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._meter = _Meter()
         self._events = KvEvents() if model.kv_events else None
-        config = {"disable_log_stats": True, **model.engine_args, "model": model.source}
+        # Details of each step come with its statistics; nobody logs them without vLLM's loggers.
+        config = {
+            "disable_log_stats": True,
+            "enable_logging_iteration_details": True,
+            **model.engine_args,
+            "model": model.source,
+        }
         if model.reasoning_parser:  # then constraints begin where the reasoning ends
             config["reasoning_parser"] = model.reasoning_parser
         try:
@@ -99,6 +107,7 @@ class AsyncLLMBackend:
             self.stop()
             raise
         self.facts = _facts(self._llm, model, self._parsing)
+        self._meter.kv_tokens = self.facts.blocks * self.facts.block_tokens
 
     async def attach(self) -> None:
         # Asked for once, so that what is submitted later is known to vLLM within its first turn.
@@ -124,6 +133,10 @@ class AsyncLLMBackend:
         return self._llm is not None and bool(self._llm.errored)
 
     # What it does
+
+    @property
+    def step_fit(self) -> StepTimeFit | None:
+        return self._meter.fit.fit()
 
     @property
     def stats(self) -> Stats:
@@ -341,6 +354,9 @@ class _Meter:
 
     def __init__(self) -> None:
         self.stats = Stats()
+        self.fit = StepFit()
+        #: Tokens that the KV cache has room for.
+        self.kv_tokens = 0
         self._last_s: float | None = None
 
     def record(self, scheduler: Any, now_s: float) -> None:
@@ -349,6 +365,7 @@ class _Meter:
         if self._last_s is not None and before.running:
             took_ms = (now_s - self._last_s) * 1e3
             step_ms = took_ms if not step_ms else step_ms + NEWEST * (took_ms - step_ms)
+            self._learn(scheduler, took_ms)
         self._last_s = now_s
         local, external = scheduler.prefix_cache_stats, scheduler.connector_prefix_cache_stats
         self.stats = Stats(
@@ -359,6 +376,18 @@ class _Meter:
             prompt_tokens=before.prompt_tokens + (local.queries if local else 0),
             prefix_hit_tokens=before.prefix_hit_tokens + (local.hits if local else 0),
             external_hit_tokens=before.external_hit_tokens + (external.hits if external else 0),
+        )
+
+    def _learn(self, scheduler: Any, took_ms: float) -> None:
+        """From one step to the next: vLLM's own time of a step leaves out most of it on CPUs."""
+        details = scheduler.iteration_details
+        if details is None or details.is_dummy:
+            return
+        self.fit.on_step(
+            took_ms,
+            tokens=details.num_ctx_tokens + details.num_generation_tokens,
+            running=details.num_ctx_requests + details.num_generation_requests,
+            context=round(scheduler.kv_cache_usage * self.kv_tokens),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from components.worker.engine import Job
 from components.worker.vllm.page_names import PagesChange
 from schemas.body import SamplingParameters
+from schemas.engine import StepTimeFit
 from schemas.fleet import ModelCard
 
 #: ``[[id, logprob, text] of the chosen token, then of the likeliest ones]``
@@ -182,6 +183,11 @@ class Backend(Protocol):
     @property
     def is_dead(self) -> bool:
         """Has vLLM's process ended by itself?"""
+        ...
+
+    @property
+    def step_fit(self) -> StepTimeFit | None:
+        """What a step costs, as far as it is known."""
         ...
 
     @property

@@ -32,6 +32,7 @@ from components.worker.engine import (
     Sink,
 )
 from components.worker.outbox import Outbox
+from components.worker.step_fit import step_ms
 from components.worker.vllm.backend import (
     Backend,
     BadParameter,
@@ -189,7 +190,11 @@ class VllmEngine:
         sequences = sum(r.sequences for r in self._jobs.values())
         running = min(stats.running, inside)
         queued = self._queued_tokens()
-        step_ms = stats.step_ms
+        fit, chunk = self._backend.step_fit, facts.step_tokens_max
+        mean_ms = full_ms = stats.step_ms
+        if fit is not None:  # else a step with a whole chunk is taken to be like any other
+            context = round(stats.kv_usage * facts.blocks * facts.block_tokens)
+            full_ms = step_ms(fit, tokens=chunk, running=running, context=context)
         return EngineLoad(
             running=running,
             waiting=sequences - running,
@@ -201,9 +206,10 @@ class VllmEngine:
             prefix_hit_tokens=stats.prefix_hit_tokens,
             prompt_tokens=stats.prompt_tokens,
             external_hit_tokens=stats.external_hit_tokens,
-            predicted_step_ms=step_ms,
-            predicted_wait_ms=math.ceil(queued / facts.step_tokens_max) * step_ms,
-            capacity_tokens_per_s=facts.seqs_max / step_ms * 1e3 if step_ms else 0.0,
+            predicted_step_ms=mean_ms,
+            predicted_wait_ms=math.ceil(queued / chunk) * full_ms,
+            capacity_tokens_per_s=facts.seqs_max / mean_ms * 1e3 if mean_ms else 0.0,
+            step_fit=fit,
         )
 
     def _queued_tokens(self) -> int:

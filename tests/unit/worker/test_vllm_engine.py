@@ -39,6 +39,7 @@ from components.worker.vllm.engine import PROMPT_LOGPROBS_MAX, VllmEngine
 from components.worker.vllm.handoff import Relay
 from components.worker.vllm.loading import VllmModel, environment, load_async_llm
 from schemas.body import SamplingParameters
+from schemas.engine import StepTimeFit
 from schemas.fleet import ModelCard
 from tests.support.nats import until
 
@@ -100,6 +101,7 @@ class ScriptedBackend:
         card = ModelCard(model="m", created_s=1, context_tokens_max=100, eos_token_ids=(EOS, 9))
         self.facts = Facts(card, 512, 100, 4, 2048, 64, 32, 1024, has_connector)
         self.stats = Stats()
+        self.step_fit: StepTimeFit | None = None
         self.is_dead = False
         self.tasks, self.gone, self.stopped = {}, [], 0
         self.control, self.changes = [], []
@@ -596,3 +598,20 @@ def test_engine_arguments_pass_through_the_command_line():
         "kv_role": "kv_producer",
         "engine_id": "prefill-0-7",
     }
+
+
+async def test_the_load_says_what_steps_cost_and_what_waits_by_it():
+    async with running() as (engine, backend, _):
+        assert engine.load().step_fit is None
+        fit = StepTimeFit(
+            base_ms=5, per_token_ms=0.01, per_seq_ms=0, per_context_token_ms=0, samples=9, error=0.1
+        )
+        backend.step_fit = fit
+        backend.stats = Stats(steps=3, step_ms=1.0)
+        engine.submit(job())
+        load = engine.load()
+        assert load.step_fit == fit
+        assert load.queued_tokens == len(PROMPT)
+        assert load.predicted_wait_ms == 5 + 0.01 * backend.facts.step_tokens_max
+        assert load.predicted_step_ms == 1.0
+        engine.abort(("r1", 1))
