@@ -114,6 +114,7 @@ class Answering:
 
     async def run(self):
         if not self.request["stream"]:
+            await self.server.hold.wait()
             await self.answer.whole(200, self._whole())
             return True
         await self.answer.head()

@@ -496,6 +496,22 @@ async def test_both_requests_carry_one_id_that_names_both_connectors(agent):
         p.engine.release(("r1", 1))
 
 
+async def test_a_server_that_waits_for_kv_by_itself_may_be_asked_while_p_still_computes(agent):
+    """As with the seed's PUT_ASYNC: the offer goes out when P begins."""
+    server = OpenAIServer()
+    server.hold.clear()
+    settings = {"handover": "p2p_nccl", "kv_address": "10.0.0.1:21001", "overlap": True}
+    async with agent(server=server, **settings) as p:
+        p.engine.on_heartbeat(beat("decode-0", "10.0.0.2:22001"))
+        p.submit(phase="prefill", peer="decode-0")
+        assert isinstance(await p.event(), Prefilled)
+        await until(lambda: server.running == 1, "P computes")
+        server.hold.set()
+        await until(lambda: server.running == 0, "P is done")
+        p.engine.release(("r1", 1))
+        assert p.events == []
+
+
 async def test_without_a_handover_it_does_both_halves_only(agent):
     async with agent() as here:
         with pytest.raises(EngineRefused) as refused:
