@@ -3,20 +3,14 @@
 A choice goes on behind what it has emitted: those ids are the end of its prompt.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Protocol
 
 from components.domain.pages import pages_for
+from components.worker.continuing import Finish, end_of, is_stop_id, salt_of, seed_of
 from components.worker.engine import Job
 from schemas.body import SamplingParameters
-
-#: Seeds of continuations lie this far apart: the random numbers before the seam are not used again.
-SEED_STRIDE: Final = 1_000_003
-SEED_MASK: Final = (1 << 63) - 1
-
-#: (reason, stop reason), as in ``schemas.frames``.
-Finish = tuple[str, str | int | None]
 
 
 class Text(Protocol):
@@ -100,16 +94,13 @@ def begin(
         index=len(ids),
         tokens_max=tokens_max - len(ids),
         tokens_min=max(0, sampling.min_tokens - len(ids)),
-        seed=_seed(sampling.seed, number, len(ids)),
+        seed=seed_of(sampling.seed, number, len(ids)),
         emitted=ids,
         salt=salt_of(job),
     )
     if stop is not None:
         return choice, ("stop", stop)
-    if ids and is_stop_id(sampling, ids[-1], len(ids), end_ids):
-        goes_without_saying = ids[-1] == end_ids[0] if end_ids else False
-        return choice, ("stop", None if goes_without_saying else ids[-1])
-    return choice, ("length", None) if len(ids) >= tokens_max else None
+    return choice, end_of(sampling, ids, tokens_max, end_ids)
 
 
 def prefill(job: Job, text: Text) -> Choice:
@@ -117,23 +108,3 @@ def prefill(job: Job, text: Text) -> Choice:
     emitted = job.emitted.get(0) if job.sampling.n == 1 else None
     prompt = [*job.prompt, *(emitted.token_ids if emitted else ())]
     return Choice(0, prompt, job.sampling, text, 0, 1, 0, None, (), salt_of(job))
-
-
-def is_stop_id(
-    sampling: SamplingParameters, token_id: int, tokens: int, end_ids: Collection[int]
-) -> bool:
-    """Whether this id ends a choice when it comes as the last of so many."""
-    if tokens <= sampling.min_tokens:
-        return False
-    ends = not sampling.ignore_eos and token_id in end_ids
-    return ends or token_id in sampling.stop_token_ids
-
-
-def salt_of(job: Job) -> str | None:
-    """The name of the prompt's first page: the server's cache is shared as far as hashes say."""
-    return f"{job.page_hashes[0]:016x}" if job.page_hashes else None
-
-
-def _seed(seed: int | None, number: int, index: int) -> int | None:
-    """Each choice has its own, as in vLLM; a continuation goes on with other random numbers."""
-    return None if seed is None else (seed + number + SEED_STRIDE * index) & SEED_MASK

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from components.domain.pages import pages_for
 from components.host.clock import Clock
+from components.worker.continuing import Finish
 from components.worker.engine import (
     Capabilities,
     EngineLoad,
@@ -32,7 +33,6 @@ from components.worker.engine import (
 from components.worker.openai_http.answers import Piece, Reading, piece_of
 from components.worker.openai_http.choices import (
     Choice,
-    Finish,
     Running,
     Text,
     begin,

@@ -9,9 +9,10 @@ whose output a grammar shapes: no server can take that up in the middle.
 from typing import Any, Final
 
 from components.host.clock import Clock
+from components.worker.continuing import Finish
 from components.worker.engine import JobKey
 from components.worker.openai_http.answers import UNKNOWN_ID, Piece
-from components.worker.openai_http.choices import Choice, Finish
+from components.worker.openai_http.choices import Choice
 from components.worker.openai_http.faults import ServerFault
 from components.worker.openai_http.text import TextFromIds, TextFromServer
 from components.worker.outbox import Outbox

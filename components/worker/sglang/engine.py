@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 
 from components.domain.pages import PAGE_TOKENS, pages_for
 from components.host.clock import Clock
+from components.worker.continuing import end_of
 from components.worker.engine import (
     Capabilities,
     EngineLoad,
@@ -258,7 +259,12 @@ class SglangEngine:
         if room < 1:
             raise EngineRefused("too_long", f"{len(job.prompt)} prompt tokens")
         limit = min(job.sampling.max_tokens, room)
-        finished = [(n, end) for n in job.open_choices if (end := self._end_of(job, n, limit))]
+        end_ids = self.model_card().eos_token_ids
+        finished = [
+            (n, end)
+            for n in job.open_choices
+            if (end := end_of(job.sampling, emitted_of(job, n), limit, end_ids))
+        ]
         numbers = [n for n in job.open_choices if n not in dict(finished)]
         self._refuse_when_full(len(numbers))
         if numbers:
@@ -266,17 +272,6 @@ class SglangEngine:
         for number, end in finished:  # complete from the start
             index = len(emitted_of(job, number))
             self._out.write((*job.key, number, index, [], "", None, [*end, 0]))
-
-    def _end_of(self, job: Job, number: int, limit: int) -> tuple[str, int | None] | None:
-        """How a choice has ended already with what it has emitted, if it has."""
-        ids, sampling = emitted_of(job, number), job.sampling
-        if ids and len(ids) > sampling.min_tokens:
-            end_ids = self.model_card().eos_token_ids
-            if ids[-1] in sampling.stop_token_ids:
-                return "stop", ids[-1]
-            if not sampling.ignore_eos and ids[-1] in end_ids:
-                return "stop", None if ids[-1] == end_ids[0] else ids[-1]
-        return ("length", None) if len(ids) >= limit else None
 
     def _refuse_when_full(self, sequences: int) -> None:
         here = sum(len(r.open) for r in self._jobs.values())

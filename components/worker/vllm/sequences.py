@@ -1,9 +1,10 @@
 """A job as vLLM's sequences: what each choice is told, and whether it is complete already. Pure."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from components.worker.continuing import Finish, end_of, is_stop_id, salt_of, seed_of
 from components.worker.engine import Job
 from components.worker.vllm.backend import (
     Delta,
@@ -18,12 +19,6 @@ from schemas.body import SamplingParameters
 
 #: The one token that a prefill costs in vLLM; nobody sees it.
 PREFILL: Final = SamplingParameters(max_tokens=1, temperature=0.0, ignore_eos=True)
-#: Seeds of continuations lie this far apart: the random numbers before the seam are not used again.
-SEED_STRIDE: Final = 1_000_003
-SEED_MASK: Final = (1 << 63) - 1
-
-#: (reason, stop reason), as in ``schemas.frames``.
-Finish = tuple[str, str | int | None]
 
 
 @dataclass(eq=False, slots=True)
@@ -64,7 +59,7 @@ def prefill(job: Job, name: str, kv: KvParams) -> Choice:
 
 
 def begin(
-    job: Job, number: int, name: str, reading: Reading, room: int, end_ids: Collection[int]
+    job: Job, number: int, name: str, reading: Reading, room: int, end_ids: Sequence[int]
 ) -> tuple[Choice, Finish | None]:
     """A choice as it stands after what it has emitted, and its end if those ids have reached it.
 
@@ -75,7 +70,7 @@ def begin(
     text, parser = reading.text(), reading.parser(number)
     stop = None
     for place, token_id in enumerate(ids):
-        is_stop = _is_stop(sampling, token_id, place + 1, end_ids)
+        is_stop = is_stop_id(sampling, token_id, place + 1, end_ids)
         stop = text.take(token_id, is_stop=is_stop) or stop
         if parser is not None:
             parser.take((token_id,), text.read(), finished=False)  # it was said
@@ -87,7 +82,7 @@ def begin(
         sampling,
         max_tokens=tokens_max - len(ids),
         min_tokens=max(0, sampling.min_tokens - len(ids)),
-        seed=_seed(sampling.seed, number, len(ids)),
+        seed=seed_of(sampling.seed, number, len(ids)),
         emitted=ids,
         constraint=reading.constraint,
         cache_salt=salt_of(job),
@@ -95,34 +90,7 @@ def begin(
     choice = Choice(number, task, text, len(ids), parser)
     if stop is not None:
         return choice, _end(parser, ("stop", stop))
-    if ids and _is_stop(sampling, ids[-1], len(ids), end_ids):
-        goes_without_saying = ids[-1] == next(iter(end_ids), None)
-        return choice, _end(parser, ("stop", None if goes_without_saying else ids[-1]))
-    return choice, ("length", None) if len(ids) >= tokens_max else None
-
-
-def _is_stop(
-    sampling: SamplingParameters, token_id: int, tokens: int, end_ids: Collection[int]
-) -> bool:
-    """Whether this id ends a choice when it comes as the last of so many."""
-    if tokens <= sampling.min_tokens:
-        return False
-    ends = not sampling.ignore_eos and token_id in end_ids
-    return ends or token_id in sampling.stop_token_ids
-
-
-def _seed(seed: int | None, number: int, index: int) -> int | None:
-    """Each choice has its own, as in vLLM; a continuation goes on with other random numbers."""
-    return None if seed is None else (seed + number + SEED_STRIDE * index) & SEED_MASK
-
-
-def salt_of(job: Job) -> str | None:
-    """The name of the prompt's first page: equal for equal beginnings of one tenant.
-
-    So the cache is shared as far as page hashes say, and no tenant finds another's blocks. A
-    prompt without a full page has nothing to share.
-    """
-    return f"{job.page_hashes[0]:016x}" if job.page_hashes else None
+    return choice, _end(parser, end_of(sampling, ids, tokens_max, end_ids))
 
 
 @dataclass(frozen=True, slots=True)
