@@ -1,4 +1,4 @@
-"""What an attempt takes over from the ids that were emitted before it. Pure, one for all engines."""
+"""What an attempt takes over from the ids emitted before it. Pure, one for all engines."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
