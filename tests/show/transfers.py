@@ -208,7 +208,9 @@ async def kills(run: Run) -> Figure:
     rounds = 1 if run.quick else int(os.environ.get("SHOW_KILL_ROUNDS", "3"))
     load = await _load(run, leave=0.0)
     parts: list[str] = []
-    slow = apart(run, "transfers_are_slow", **SHORT)
+    # Engines die faster here than long prompts end: nobody is to be taken for poison by that.
+    patience = {"gateway_interruptions_max": rounds * len(MOMENTS)}
+    slow = apart(run, "transfers_are_slow", **SHORT, **patience)
     async with slow as fleet, fleet.operator() as bus:
         name = await fleet.model_name()
         stop = asyncio.Event()
