@@ -155,6 +155,10 @@ def kv_pages_changed(engine: str) -> str:
     return _subject("evt.kv.pages_changed", engine)
 
 
+def show_states(bridge: str) -> str:
+    return _subject("ask.engine.show_states", bridge)
+
+
 def show_pages(engine: str) -> str:
     return _subject("ask.kv.show_pages", engine)
 

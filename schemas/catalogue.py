@@ -250,6 +250,14 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         sender_is="engine",
     ),
     Entry(
+        engine.ShowStates,
+        "ask.engine.show_states.{bridge}",
+        ("operator", "gateway"),
+        ("bridge",),
+        reader_is="bridge",
+        reply=engine.ShowStatesReply,
+    ),
+    Entry(
         engine.ShowPages,
         "ask.kv.show_pages.{engine}",
         ("router", "registry", "operator"),

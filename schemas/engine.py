@@ -93,6 +93,48 @@ class EngineStateReceived(Message):
     trust: Literal["low", "signed"] = "low"
 
 
+class EngineStateSeen(Part):
+    """The last state that a bridge took from an engine, and how old it is by the bridge's clock.
+
+    ``stale``: older than the bridge's ``stale_after_s``. ``kept`` states of it are in the history.
+    ``clock_ahead_ms``: the sender's clock against the bridge's, as the least of (received - sent)
+    over the history, negated: right up to the fastest datagram's way; a clock behind is negative.
+    """
+
+    state: EngineStateReceived
+    age_ms: int = Field(ge=0)
+    stale: bool
+    kept: int = Field(ge=1)
+    clock_ahead_ms: int
+
+
+class ShowStates(Message):
+    """What does a bridge know of engines outside? Of all by the order of their ids, after one.
+
+    With ``engine_id``: of that one, with its last ``history`` states, oldest first.
+    """
+
+    schema_id: ClassVar[str] = "engine.show_states.v1"
+
+    engine_id: str | None = None
+    history: int = Field(default=0, ge=0, le=100)
+    after: str = ""
+    limit: int = Field(default=500, ge=1, le=1000)
+
+
+class ShowStatesReply(Message):
+    """``totals`` and ``levels`` are the bridge's counters; ``more`` engines follow the last one."""
+
+    schema_id: ClassVar[str] = "engine.show_states_reply.v1"
+
+    engines: tuple[EngineStateSeen, ...]
+    history: tuple[EngineStateReceived, ...] = ()
+    totals: dict[str, int]
+    levels: dict[str, int]
+    valid_rate: str
+    more: bool = False
+
+
 class KvPagesChanged(Message):
     """Pages that entered or left an engine's prefix cache, as our hashes. Kept in KV_EVENTS.
 

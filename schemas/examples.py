@@ -20,9 +20,12 @@ from schemas.engine import (
     ControlEngineReply,
     EngineLoadReported,
     EngineStateReceived,
+    EngineStateSeen,
     KvPagesChanged,
     ShowPages,
     ShowPagesReply,
+    ShowStates,
+    ShowStatesReply,
 )
 from schemas.fleet import (
     EngineEntry,
@@ -328,6 +331,14 @@ _ALL: Final[tuple[Message, ...]] = (
         ttl_ms=10_000,
     ),
     FleetExpired(instance="10.0.0.5:20003", role="prefill", silent_ms=10_250),
+    ShowStates(engine_id=STATE.engine_id, history=100),
+    ShowStatesReply(
+        engines=(EngineStateSeen(state=STATE, age_ms=180, stale=False, kept=1, clock_ahead_ms=-6),),
+        history=(STATE,),
+        totals={"received_total": 1, "valid_total": 1},
+        levels={"active_engines": 1, "total_engines": 1},
+        valid_rate="100.00%",
+    ),
     ShowFleet(),
     ShowFleetReply(
         processes=(FleetEntry(heartbeat=HEARTBEAT, silent_ms=120, lost=False),),

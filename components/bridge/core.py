@@ -7,25 +7,33 @@ Times are the bridge's own: ``now_s`` monotonic for rates, ages and latches, ``w
 of reception. A sender's timestamp is compared with the same engine's earlier ones only.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from components.bridge.datagram import BadDatagram, Datagram, read
 from components.bridge.rates import Rates
-from schemas.engine import EngineStateReceived
+from schemas.engine import EngineStateReceived, EngineStateSeen, ShowStates, ShowStatesReply
 
+#: States that are kept of one engine.
+HISTORY: Final = 100
 #: A broadcasting sender reaches one host by up to three ways, at once.
 DUPLICATE_S: Final = 0.5
 
 
 @dataclass(slots=True)
 class Heard:
-    """The last state taken from one engine."""
+    """The last state taken from one engine, and those before it, oldest first."""
 
     datagram: Datagram
     heard_s: float
+    history: deque[EngineStateReceived]
+
+    @property
+    def clock_ahead_ms(self) -> int:
+        """See ``EngineStateSeen``."""
+        return max(state.timestamp_ms - state.received_ms for state in self.history)
 
 
 @dataclass(slots=True)
@@ -80,7 +88,37 @@ class BridgeCore:
         self.totals["unknown_fields_total"] += datagram.unknown_fields
         if not self._is_news(datagram, now_s):
             return None
-        return _event(datagram, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", wall_ms)
+        source = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        event = _event(datagram, source, wall_ms)
+        self._engines[datagram.engine_id].history.append(event)
+        return event
+
+    def show(self, asked: ShowStates, now_s: float) -> ShowStatesReply:
+        """What is known of engines, and what was counted."""
+        if asked.engine_id is not None:
+            names = [asked.engine_id] if asked.engine_id in self._engines else []
+        else:
+            names = sorted(name for name in self._engines if name > asked.after)
+        shown = names[: asked.limit]
+        history = self._engines[shown[0]].history if asked.engine_id and shown else ()
+        return ShowStatesReply(
+            engines=tuple(self._seen(self._engines[name], now_s) for name in shown),
+            history=tuple(history)[-asked.history :] if asked.history else (),
+            totals=dict(self.totals),
+            levels=dict(self.levels(now_s)),
+            valid_rate=self.valid_rate(),
+            more=len(names) > len(shown),
+        )
+
+    def _seen(self, heard: Heard, now_s: float) -> EngineStateSeen:
+        age_s = max(0.0, now_s - heard.heard_s)
+        return EngineStateSeen(
+            state=heard.history[-1],
+            age_ms=round(age_s * 1e3),
+            stale=age_s > self.stale_after_s,
+            kept=len(heard.history),
+            clock_ahead_ms=heard.clock_ahead_ms,
+        )
 
     def on_tick(self, now_s: float) -> None:
         """Forget engines that were silent for long, and sources whose bucket is full again."""
@@ -122,8 +160,11 @@ class BridgeCore:
             if datagram == last.datagram and now_s - last.heard_s <= DUPLICATE_S:
                 self.totals["duplicates_total"] += 1
                 return False
-        self._engines[datagram.engine_id] = Heard(datagram, now_s)
-        self._engines.move_to_end(datagram.engine_id)
+        if last is None:
+            self._engines[datagram.engine_id] = Heard(datagram, now_s, deque(maxlen=HISTORY))
+        else:
+            last.datagram, last.heard_s = datagram, now_s
+            self._engines.move_to_end(datagram.engine_id)
         return True
 
     def _has_room(self, now_s: float) -> bool:

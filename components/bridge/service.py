@@ -10,11 +10,13 @@ import socket
 from pathlib import Path
 
 from bus import subjects
+from bus.bus import Received, Subscription
 from components.bridge.core import BridgeCore
 from components.bridge.registrar import Registrar
 from components.bridge.settings import BridgeSettings
 from components.host.errors import CannotStart
 from components.host.host import Host
+from schemas.engine import ShowStates
 
 Address = tuple[str, int]
 
@@ -42,6 +44,7 @@ class BridgeService(asyncio.DatagramProtocol):
         self._socket: socket.socket | None = None
         self._transport: asyncio.DatagramTransport | None = None
         self._address: str | None = None
+        self._shown: Subscription | None = None
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -51,6 +54,8 @@ class BridgeService(asyncio.DatagramProtocol):
         self._address = f"udp://[{host}]:{port}" if ":" in host else f"udp://{host}:{port}"
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._socket)
         await self._registrar.start()
+        subject = subjects.show_states(self._host.instance)
+        self._shown = await self._host.bus.subscribe(subject, ShowStates, self._show)
         self._host.tasks.every("bridge.tick", 1.0, self._tick)
         self._host.log.info(
             "listening", extra={"address": self._address, "receive_buffer_bytes": given}
@@ -63,6 +68,9 @@ class BridgeService(asyncio.DatagramProtocol):
 
     async def stop(self) -> None:
         await self._registrar.stop()
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            await shown.unsubscribe()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
@@ -72,6 +80,10 @@ class BridgeService(asyncio.DatagramProtocol):
 
     def heartbeat(self) -> dict[str, object]:
         return {"address": self._address}
+
+    def _show(self, asked: Received[ShowStates]) -> None:
+        reply = self._core.show(asked.message, self._host.clock.now_s())
+        self._host.bus.respond(asked, reply)
 
     # asyncio.DatagramProtocol
 

@@ -17,6 +17,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("status", "who is there, how engines fare, what the bus holds"),
     "events": ("events", "what a stream recorded, and what happens now"),
     "doctor": ("doctor", "what could keep a yard from running here, and what to do"),
+    "states": ("states", "what the bridge knows of engines outside, and what it counted"),
     "send-state": ("send_state", "send a test datagram with an engine's state to the bridge"),
     "test": ("chat_once", "one short chat through a running system"),
     "engine": ("engine", "pause, sleep, drain an engine, or change its role"),

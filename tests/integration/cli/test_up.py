@@ -229,6 +229,28 @@ def test_a_test_datagram_shows_up_in_status_and_in_the_stream(running: Yard):
     assert engine in running.run("status").stdout
 
 
+def test_states_show_an_engine_outside_with_its_history_and_the_counts(running: Yard):
+    engine = "http://10.0.0.9:8000"
+    for pending in (11, 22):
+        field = f"pending_tokens_total={pending}"
+        assert running.run("send-state", "--engine-id", engine, "--field", field).returncode == 0
+
+    def known() -> list[int]:
+        done = running.run("states", engine, "--json")
+        history = json.loads(done.stdout)["history"] if done.returncode == 0 else []
+        return [state["pending_tokens_total"] for state in history]
+
+    until(lambda: known() == [11, 22], "both are in the history")
+    text = running.run("states").stdout
+    assert engine in text
+    assert "datagrams, " in text
+    assert "22" in running.run("states", engine, "--history", "1").stdout
+    unknown = running.run("states", "nobody")
+    assert (unknown.returncode, "no engine 'nobody'" in unknown.stderr) == (1, True)
+    assert "no bridge answers as bridge-7" in running.run("states", "--bridge", "bridge-7").stderr
+    assert running.run("states", engine, "--history", "101").returncode == 2
+
+
 def test_the_doctor_finds_a_running_yard_well_by_sending_a_datagram_through_it(running: Yard):
     done = running.run("doctor", "--json")
     assert done.returncode == 0, done.stdout

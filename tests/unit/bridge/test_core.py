@@ -2,7 +2,7 @@ from typing import Any
 
 from components.bridge import datagram
 from components.bridge.core import BridgeCore
-from schemas.engine import EngineStateReceived
+from schemas.engine import EngineStateReceived, ShowStates
 
 
 def sent(
@@ -134,3 +134,78 @@ def test_invented_engine_ids_find_no_room_while_the_real_ones_talk():
     # b is silent for longer than the latch holds.
     assert sent(core, 16.0, 1, engine="x") is not None
     assert core.levels(16.0)["total_engines"] == 2
+
+
+# What it tells of what it knows
+
+
+def test_the_latest_state_is_shown_with_its_age_and_goes_stale():
+    core = BridgeCore(stale_after_s=2.0)
+    sent(core, 1.0, 10, pending_tokens_total=1)
+    sent(core, 2.0, 20, pending_tokens_total=2)
+    [seen] = core.show(ShowStates(), now_s=2.5).engines
+    assert (seen.state.pending_tokens_total, seen.age_ms, seen.stale, seen.kept) == (
+        2,
+        500,
+        False,
+        2,
+    )
+    [seen] = core.show(ShowStates(), now_s=4.5).engines
+    assert (seen.age_ms, seen.stale) == (2_500, True)
+
+
+def test_the_last_hundred_states_of_an_engine_are_kept_in_order():
+    core = BridgeCore()
+    for number in range(150):
+        sent(core, number / 10, number, pending_tokens_total=number)
+    asked = ShowStates(engine_id="http://a:8000", history=100)
+    shown = core.show(asked, 16.0)
+    assert [s.pending_tokens_total for s in shown.history] == list(range(50, 150))
+    few = core.show(asked.model_copy(update={"history": 3}), 16.0)
+    assert [s.pending_tokens_total for s in few.history] == [147, 148, 149]
+    assert core.show(ShowStates(), 16.0).history == ()
+
+
+def test_what_is_out_of_order_or_a_copy_is_in_no_history():
+    core = BridgeCore()
+    for at_ms in (10, 20, 15, 20):
+        sent(core, 1.0, at_ms)
+    [seen] = core.show(ShowStates(), 1.0).engines
+    assert (seen.state.timestamp_ms, seen.kept) == (20, 2)
+
+
+def test_a_clock_ahead_is_told_by_the_fastest_datagram():
+    core = BridgeCore()
+    data = [(1_000, 1_160), (2_000, 2_196), (3_000, 3_110)]  # (received, sent), 200 ms ahead
+    for now_s, (received_ms, sent_ms) in enumerate(data):
+        core.on_datagram(datagram.test_datagram("e", sent_ms), "h", 1, float(now_s), received_ms)
+    [seen] = core.show(ShowStates(), 3.0).engines
+    assert seen.clock_ahead_ms == 196
+    core = BridgeCore()
+    for now_s, way_ms in enumerate((40, 6, 90)):  # a clock that is right: only the way shows
+        at_ms = now_s * 1_000
+        core.on_datagram(datagram.test_datagram("e", at_ms), "h", 1, float(now_s), at_ms + way_ms)
+    [seen] = core.show(ShowStates(), 3.0).engines
+    assert seen.clock_ahead_ms == -6
+
+
+def test_many_engines_come_in_pages_in_the_order_of_their_ids():
+    core = BridgeCore()
+    for number in range(25):
+        sent(core, 1.0, 1, engine=f"e{number:02}")
+    names: list[str] = []
+    while True:
+        shown = core.show(ShowStates(after=names[-1] if names else "", limit=10), 1.0)
+        names += [seen.state.engine_id for seen in shown.engines]
+        if not shown.more:
+            break
+    assert names == [f"e{number:02}" for number in range(25)]
+
+
+def test_an_engine_that_nobody_heard_of_is_no_answer_and_the_counts_are():
+    core = BridgeCore()
+    core.on_datagram(b"{", "h", 1, 1.0, 1)
+    shown = core.show(ShowStates(engine_id="nobody", history=5), 1.0)
+    assert (shown.engines, shown.history, shown.valid_rate) == ((), (), "0.00%")
+    assert shown.totals["invalid_total"] == 1
+    assert shown.levels["total_engines"] == 0
