@@ -14,4 +14,4 @@ class NoisyBlocks(KvBlocks):
 
 class SwitchyardConnector(connector.SwitchyardConnector):
     def make_mover(self, rank, kv):
-        return super().make_mover(rank, NoisyBlocks(kv._layers))
+        return super().make_mover(rank, NoisyBlocks(kv.layers))

@@ -16,4 +16,4 @@ class SlowBlocks(KvBlocks):
 
 class SwitchyardConnector(connector.SwitchyardConnector):
     def make_mover(self, rank, kv):
-        return super().make_mover(rank, SlowBlocks(kv._layers))
+        return super().make_mover(rank, SlowBlocks(kv.layers))

@@ -29,6 +29,7 @@ class KvBlocks:
             raise ValueError("no KV cache")
         if len({layer.device for layer in layers}) != 1:
             raise ValueError("the layers' KV caches are on different devices")
+        self.layers = tuple(layers)
         self.device = layers[0].device
         self.count = min(layer.shape[0] for layer in layers)
         sizes = [math.prod(kv.shape[1:]) * kv.element_size() for kv in layers]
