@@ -397,14 +397,14 @@ async def test_one_of_a_models_workers_shows_its_card(hub):
 
 async def test_a_draining_worker_finishes_what_runs_and_takes_nothing_new(hub):
     async with fleet(hub, "aggregated-0", profile=SLOW) as yard:
-        yard.dispatch("aggregated-0")
+        yard.dispatch("aggregated-0", max_tokens=300)  # 1.5 s: time to look on
         await until(lambda: len(yard.ids()) > 5)
         draining = asyncio.ensure_future(yard.workers["aggregated-0"].drain(5.0))
         await until(lambda: not yard.load("aggregated-0").accepting)
         yard.dispatch("aggregated-0", "r2")
         await until(lambda: yard.states("r2") == [("refused", "draining")])
         assert not draining.done()
-        assert await yard.finished() == story()
+        assert await yard.finished() == story(max_tokens=300)
         await asyncio.wait_for(draining, 1.0)
 
 
