@@ -4,6 +4,8 @@ How to think about it. A step is the only thing that changes what is known, so t
 figures are true until the next one, however long it takes. What is due for being said is said at
 most every ``interval_s``; when nothing was said for ``HEARTBEAT_S``, the last figures are repeated.
 Nothing is ever said of an engine that its last step did not say: one in a long step is not idle.
+One that has work and made no step for ``STUCK_S`` is halted or hangs: of it nothing is said any
+more, so that whoever reads takes its state for old instead of true.
 """
 
 from collections import deque
@@ -14,6 +16,8 @@ from typing import Any, Final, Literal
 #: Steps that the means are over.
 HISTORY: Final = 10
 HEARTBEAT_S: Final = 2.0
+#: Longer than any step, a first one that compiles included.
+STUCK_S: Final = 120.0
 #: Scheduled tokens per step: below the first an engine is after latency, above the second after
 #: throughput (ELRAR's figures).
 LATENCY_BELOW: Final = 256
@@ -28,7 +32,7 @@ Mode = Literal["latency_optimized", "balanced", "throughput_optimized"]
 class Step:
     """What one step says: sequences, tokens scheduled in it, and 0 to 1 of the KV cache.
 
-    ``prompts`` are lengths of prompts that were begun, in tokens.
+    ``prompts`` are lengths of prompts that had their first token in it, in tokens.
     """
 
     at_s: float
@@ -40,9 +44,22 @@ class Step:
 
 
 class EngineState:
-    """One engine. ``kv_blocks`` -1: not known."""
+    """One engine. ``kv_blocks`` -1: not known.
 
-    def __init__(self, engine_id: str, interval_s: float, kv_blocks: int, seqs_max: int) -> None:
+    ``repeats`` False: whoever tells of steps does not see all of them, so figures may be outdated
+    when the next ones are still to come, and none are repeated.
+    """
+
+    def __init__(
+        self,
+        engine_id: str,
+        interval_s: float,
+        kv_blocks: int,
+        seqs_max: int,
+        *,
+        repeats: bool = True,
+    ) -> None:
+        self._repeats = repeats
         self._engine_id = engine_id
         self._interval_s = interval_s
         self._kv_blocks = kv_blocks
@@ -72,7 +89,13 @@ class EngineState:
     def due(self, now_s: float) -> bool:
         """Whether something is to be said now; then ``say`` is called."""
         since_s = now_s - self._said_s
-        return since_s >= self._interval_s if self._is_due else since_s >= HEARTBEAT_S
+        if self._is_due:
+            return since_s >= self._interval_s
+        return self._repeats and since_s >= HEARTBEAT_S and not self._is_stuck(now_s)
+
+    def _is_stuck(self, now_s: float) -> bool:
+        last = self._last
+        return (last.running > 0 or last.waiting > 0) and now_s - last.at_s >= STUCK_S
 
     def say(self, now_s: float, now_ms: int) -> dict[str, Any]:
         """The eight fields. Pending tokens are those of the requests that wait, by mean length."""

@@ -13,25 +13,26 @@ from components.worker.elrar.settings import ElrarSettings
 log: Final = logging.getLogger("switchyard.elrar")
 
 _LOOK_S: Final = 0.05
+#: How often the bridge's name is looked up: it may move, or be there only after the engine.
+LOOKUP_S: Final = 10.0
 #: No packet goes there: that this machine would send it from one of its addresses is the answer.
 _ANYWHERE: Final = ("192.0.2.1", 9)
 
 
 class Sender:
-    """Says the state of one engine: in its step, or from a thread when it makes none."""
+    """Says the state of one engine: in its step, or from a thread when it makes none.
+
+    The thread alone looks names up, so that a name server that is slow costs no step any time.
+    """
 
     def __init__(self, settings: ElrarSettings, state: EngineState) -> None:
-        """Raises ``OSError`` for a host that there is not."""
+        self._settings = settings
         self._state = state
         self._lock = threading.Lock()
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_DGRAM)
-        family, kind, _, _, to = found[0]
-        self._to: Any = to
-        self._socket = socket.socket(family, kind)
-        self._socket.setblocking(False)
-        if settings.mode == "broadcast":
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        self._socket: socket.socket | None = None
+        self._to: Any = None
         self._ended = threading.Event()
+        self._warned = False
         self.sent = 0
         self.lost = 0
         self._thread = threading.Thread(target=self._run, daemon=True, name="elrar")
@@ -43,29 +44,67 @@ class Sender:
             self._state.on_step(step)
             self._say_if_due()
 
-    def close(self) -> None:
-        """Nothing is said any more."""
+    def end(self) -> None:
+        """Nothing is said any more. Waits for nothing."""
         self._ended.set()
+
+    def close(self) -> None:
+        """End, and wait until the socket is closed, at most a second."""
+        self.end()
         self._thread.join(1.0)
-        self._socket.close()
 
     def _run(self) -> None:
-        while not self._ended.wait(_LOOK_S):
+        looked_up_s = float("-inf")
+        while not self._ended.is_set():
+            if time.monotonic() - looked_up_s >= LOOKUP_S:
+                self._look_up()
+                looked_up_s = time.monotonic()
             with self._lock:
                 self._say_if_due()
+            self._ended.wait(_LOOK_S)
+        with self._lock:
+            self._hang_up()
+
+    def _look_up(self) -> None:
+        host, port = self._settings.host, self._settings.port
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+            with self._lock:
+                self._aim(found[0][0], found[0][4])
+        except (OSError, UnicodeError) as error:  # the latter: a name that no host can have
+            self._warn("%s cannot be found, and is looked for again: %s", host, error)
+
+    def _aim(self, family: socket.AddressFamily, to: Any) -> None:
+        if self._socket is None or self._socket.family != family:
+            self._hang_up()
+            self._socket = socket.socket(family, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+            if self._settings.mode == "broadcast":
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        self._to = to
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
 
     def _say_if_due(self) -> None:
         now_s = time.monotonic()
-        if not self._state.due(now_s):
+        if self._socket is None or self._ended.is_set() or not self._state.due(now_s):
             return
         data = json.dumps(self._state.say(now_s, time.time_ns() // 1_000_000)).encode()
         try:
             self._socket.sendto(data, self._to)
             self.sent += 1
         except OSError as error:
-            if not self.lost:
-                log.warning("a state could not be sent to %s: %s", self._to, error)
             self.lost += 1
+            self._warn("a state could not be sent to %s: %s", self._to, error)
+
+    def _warn(self, text: str, *values: object) -> None:
+        """Once in a life: what goes wrong here goes wrong five times a second."""
+        if not self._warned:
+            self._warned = True
+            log.warning(text, *values)
 
 
 def own_address() -> str:

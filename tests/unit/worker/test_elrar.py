@@ -2,11 +2,14 @@
 
 import json
 import socket
+import time
+from contextlib import contextmanager
 
 import pytest
 
 from components.bridge.datagram import read as read_datagram
-from components.worker.elrar.core import HEARTBEAT_S, EngineState, Step
+from components.worker.elrar import sender as sending
+from components.worker.elrar.core import HEARTBEAT_S, STUCK_S, EngineState, Step
 from components.worker.elrar.sender import Sender, own_address
 from components.worker.elrar.settings import BadElrar, ElrarSettings, read
 
@@ -17,12 +20,23 @@ def settings(**given):
     return read({**HOST, **given}, "10.0.0.1", 77)
 
 
-def state(**given):
-    return EngineState("e1", 0.2, given.get("kv_blocks", 1000), given.get("seqs_max", 8))
+def state(kv_blocks=1000, seqs_max=8, **given):
+    return EngineState("e1", 0.2, kv_blocks, seqs_max, **given)
 
 
 def step(at_s, running=2, waiting=0, tokens=2, kv_usage=0.25, prompts=()):
     return Step(at_s, running, waiting, tokens, kv_usage, prompts)
+
+
+def times_said(engine, since_s, seconds):
+    """When something is said in a time without steps."""
+    said = []
+    for tick in range(int(seconds * 10)):
+        now_s = since_s + tick / 10
+        if engine.due(now_s):
+            engine.say(now_s, 0)
+            said.append(now_s)
+    return said
 
 
 def read_of(said):
@@ -156,6 +170,30 @@ def test_a_busy_engine_in_a_long_step_is_never_said_to_be_idle():
         assert one["pending_tokens_total"] == 100
 
 
+@pytest.mark.parametrize(("running", "waiting"), [(4, 0), (0, 2)])
+def test_an_engine_that_hangs_is_not_said_to_work_forever(running, waiting):
+    engine = state()
+    engine.on_step(step(1.0, running=running, waiting=waiting))
+    said = times_said(engine, 1.0, 10 * STUCK_S)
+    assert STUCK_S - HEARTBEAT_S <= said[-1] - 1.0 < STUCK_S
+    engine.on_step(step(5_000.0, running=running))
+    assert engine.due(5_000.0), "it goes on"
+
+
+def test_an_engine_without_work_is_said_to_be_there_for_as_long_as_it_is():
+    engine = state()
+    engine.on_step(step(1.0, running=4))
+    engine.on_step(step(1.1, running=0))
+    assert times_said(engine, 1.1, 10 * STUCK_S)[-1] > 9 * STUCK_S
+
+
+def test_nothing_is_repeated_by_one_of_several_servers_which_does_not_see_all_steps():
+    engine = state(repeats=False)
+    assert len(times_said(engine, 0.0, 100.0)) == 1, "the first state"
+    engine.on_step(step(200.0, running=0))
+    assert len(times_said(engine, 200.0, 100.0)) == 1
+
+
 def test_an_engine_that_is_done_is_said_to_be_so():
     engine = state()
     engine.on_step(step(1.0, running=4, waiting=2))
@@ -175,36 +213,88 @@ def test_a_pause_between_two_requests_is_no_step():
 # The socket
 
 
-def test_states_leave_in_steps_and_heartbeats_without_any():
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard:
-        heard.bind(("127.0.0.1", 0))
-        heard.settimeout(5)
-        to = ElrarSettings("unicast", "127.0.0.1", heard.getsockname()[1], 0.02, "e1")
-        sender = Sender(to, state())
+@contextmanager
+def heard(host="127.0.0.1"):
+    """A bridge's socket, and an agent that says its engine's state there, to a name for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bridge:
+        bridge.bind(("127.0.0.1", 0))
+        bridge.settimeout(5)
+        to = ElrarSettings("unicast", host, bridge.getsockname()[1], 0.001, "e1")
+        sender = Sender(to, EngineState("e1", 0.02, 1000, 8))
         try:
-            first = read_datagram(heard.recv(2048))
-            assert first.pending_tokens_total == 0
-            sender.on_step(step(1.0, waiting=5))
-            assert read_datagram(heard.recv(2048)).pending_tokens_total == 5
+            yield bridge, sender
         finally:
             sender.close()
-        assert (sender.sent, sender.lost) == (2, 0)
 
 
-def test_a_host_that_there_is_not_is_an_error_at_the_start_only():
-    with pytest.raises(socket.gaierror):
-        Sender(ElrarSettings("unicast", "no-such-host.invalid", 9, 0.02, "e1"), state())
+def until(condition):
+    end_s = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.002)
+
+
+def test_states_leave_in_steps_and_heartbeats_without_any():
+    with heard() as (bridge, sender):
+        first = read_datagram(bridge.recv(2048))
+        assert first.pending_tokens_total == 0
+        sender.on_step(step(time.monotonic(), waiting=5))
+        assert read_datagram(bridge.recv(2048)).pending_tokens_total == 5
+    assert (sender.sent, sender.lost) == (2, 0)
+
+
+def test_broadcasts_are_allowed_to_the_socket_that_sends_them():
+    sender = Sender(ElrarSettings("broadcast", "127.0.0.1", 9, 0.02, "e1"), state())
+    try:
+        until(lambda: sender.sent)
+        assert sender._socket is not None
+        assert sender._socket.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST)
+    finally:
+        sender.close()
+
+
+def test_a_bridge_whose_name_comes_later_or_moves_is_found(monkeypatch, caplog):
+    real, asked = socket.getaddrinfo, []
+
+    def names(host, *args, **more):
+        asked.append(host)
+        if len(asked) < 3:
+            raise socket.gaierror("not yet")
+        return real("127.0.0.1", *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", names)
+    monkeypatch.setattr(sending, "LOOKUP_S", 0.0)
+    with heard("bridge.example") as (bridge, sender):
+        sender.on_step(step(time.monotonic(), waiting=7))
+        assert read_datagram(bridge.recv(2048)).pending_tokens_total == 7
+        until(lambda: len(asked) > 4)
+    assert set(asked) == {"bridge.example"}
+    assert [r.message.split(",")[0] for r in caplog.records] == ["bridge.example cannot be found"]
 
 
 def test_an_engine_does_not_notice_that_nothing_can_be_sent(caplog):
-    to = ElrarSettings("unicast", "127.0.0.1", 9, 0.001, "e1")
-    sender = Sender(to, state())
-    sender._socket.close()
-    for number in range(5):
-        sender.on_step(step(float(number)))
-    sender._ended.set()
-    assert sender.lost or not sender.sent
+    with heard() as (_, sender):
+        until(lambda: sender.sent)
+        assert sender._socket is not None
+        sender._socket.close()
+        for number in range(1, 6):
+            sender.on_step(step(time.monotonic()))
+            until(lambda due=number: sender.lost >= due)
+    assert sender.sent == 1
+    assert len(caplog.records) == 1, "said once"
 
 
-def test_this_machine_has_an_address_or_none():
+def test_nothing_is_said_after_the_end():
+    with heard() as (_, sender):
+        until(lambda: sender.sent)
+        sender.end()
+        sender.on_step(step(time.monotonic()))
+        until(lambda: sender._socket is None)
+        sender.on_step(step(time.monotonic()))
+    assert sender.sent == 1
+
+
+def test_this_machine_has_an_address_or_none(monkeypatch):
     assert own_address() == "" or own_address().count(".") == 3
+    monkeypatch.setattr(sending, "_ANYWHERE", ("256.0.0.1", 9))
+    assert own_address() == ""
