@@ -11,6 +11,7 @@ together cost may be booked on either, but never against the other. A step far s
 (a collector, a neighbour on the machine) counts as if it were only ``SLOW`` times as slow.
 """
 
+from math import isfinite
 from typing import Final
 
 from schemas.engine import StepTimeFit
@@ -51,9 +52,10 @@ class StepFit:
     def on_step(self, took_ms: float, *, tokens: int, running: int, context: int) -> None:
         """A step has ended that computed ``tokens`` of ``running`` sequences.
 
-        ``context``: tokens in the KV cache that these have. A step of nothing says nothing.
+        ``context``: tokens in the KV cache that these have. A step of nothing says nothing, nor
+        does one of no length: one that is no number would be remembered forever.
         """
-        if not tokens or took_ms <= 0.0:
+        if not tokens or took_ms <= 0.0 or not isfinite(took_ms):
             return
         x = (1.0, float(tokens), float(running), float(context))
         if self._samples >= SAMPLES_MIN:

@@ -14,7 +14,8 @@ A live engine sleeps until then; a simulation goes there at once. Both see the s
     request.py        what goes in, what is refused   events.py         what comes out
     model.py          the calls                       state.py          queue, places, pages
     step_loop.py      steps of a measured profile     constant_loop.py  the `constant` profile
-    decode_batch.py   decoding in closed form         page_cache.py     pages and prefix cache
+    run.py            steps planned at once           decode_batch.py   decoding in closed form
+    page_cache.py     pages and prefix cache
 
 After vLLM V1's scheduler, with these simplifications: a prompt gets all its pages on admission
 (vLLM: chunk by chunk), pages become findable when computed, an aborted sequence leaves at once
@@ -42,6 +43,7 @@ from components.domain.engine_model.request import (
     RequestTooLarge,
     WaitingQueueFull,
 )
+from components.domain.engine_model.run import StepWork
 
 __all__ = [
     "Admitted",
@@ -61,5 +63,6 @@ __all__ = [
     "RequestKind",
     "RequestTooLarge",
     "StepEnded",
+    "StepWork",
     "WaitingQueueFull",
 ]

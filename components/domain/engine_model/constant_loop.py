@@ -13,6 +13,7 @@ stands still, so `next_step_at` lies in the past and says: call again.
 from heapq import heappop, heappush
 
 from components.domain.engine_model.events import FirstToken, StepEnded
+from components.domain.engine_model.run import StepWork
 from components.domain.engine_model.state import EngineState, Sequence
 from components.domain.pages import pages_for
 from components.domain.profiles import ConstantProfile
@@ -106,7 +107,11 @@ class ConstantLoop:
             self._busy_s += now_s - self._busy_since_s
             self._busy_since_s = None
 
-    # Predictions for load reports
+    # For load reports
+
+    def last_step(self) -> StepWork | None:
+        """None: each request has a clock of its own, and no time belongs to a step."""
+        return None
 
     def step_ms(self) -> float:
         return self._itl_s * 1e3 if self._decoding else 0.0

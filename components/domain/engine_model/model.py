@@ -7,6 +7,7 @@ from typing import Protocol
 from components.domain.engine_model.constant_loop import ConstantLoop
 from components.domain.engine_model.events import ModelEvent
 from components.domain.engine_model.request import EngineLimits, ModelRequest
+from components.domain.engine_model.run import StepWork
 from components.domain.engine_model.state import EngineState, Sequence
 from components.domain.engine_model.step_loop import StepLoop
 from components.domain.pages import PAGE_TOKENS
@@ -30,6 +31,7 @@ class Loop(Protocol):
     def interrupt(self, now_s: float) -> None: ...
     def remove(self, sequence: Sequence) -> None: ...
     def resume(self, now_s: float) -> None: ...
+    def last_step(self) -> StepWork | None: ...
     def step_ms(self) -> float: ...
     def prefill_ms(self, prompt_tokens: int, hit_tokens: int) -> float: ...
     def backlog_ms(self, now_s: float) -> float: ...
@@ -191,6 +193,10 @@ class EngineModel:
         """Time until what is here now is prefilled: what a new prompt waits before its turn."""
         now_s = self._settle(now_s)
         return self._loop.backlog_ms(now_s)
+
+    def last_step(self) -> StepWork | None:
+        """What the last step was that ended; None before one did, and where there are no steps."""
+        return self._loop.last_step()
 
     def predicted_step_ms(self) -> float:
         """Time of a decode step of the present batch; 0 when nothing decodes."""

@@ -15,55 +15,17 @@ release) ends the run with the step in progress; if that step began at this very
 planned anew instead, so that what happens at one instant is decided together.
 """
 
-from dataclasses import dataclass, field
-from math import sqrt
-
 from components.domain.engine_model.decode_batch import DecodeBatch
 from components.domain.engine_model.events import FirstToken, StepEnded
+from components.domain.engine_model.run import Run, StepWork
 from components.domain.engine_model.state import EngineState, Sequence
 from components.domain.profiles import StepTimeProfile
-
-
-@dataclass(slots=True)
-class Run:
-    """`steps` steps from `start_s` on, the first `base_s` long and each `growth_s` longer.
-
-    `done` of them have ended. With `chunks` (prompt, tokens) there is one step only.
-    """
-
-    start_s: float
-    base_s: float
-    growth_s: float
-    steps: int
-    first_tick: int
-    chunks: list[tuple[Sequence, int]] = field(default_factory=list)
-    done: int = 0
-
-    def end_s(self, step: int) -> float:
-        """End of the `step`-th step; of step 0 the start of the run."""
-        return self.start_s + step * self.base_s + self.growth_s * (step * (step - 1) // 2)
-
-    def ended_by(self, now_s: float) -> int:
-        """How many steps have ended at `now_s`."""
-        if now_s < self.end_s(self.done + 1):
-            return self.done
-        if now_s >= self.end_s(self.steps):
-            return self.steps
-        # The root of end_s(j) = now_s, in the form that also holds for growth 0; rounding can put
-        # it one off, and `end_s` is what counts.
-        elapsed_s, half_s = now_s - self.start_s, self.base_s - self.growth_s / 2
-        ended = int(2 * elapsed_s / (half_s + sqrt(half_s**2 + 2 * self.growth_s * elapsed_s)))
-        while self.end_s(ended + 1) <= now_s:
-            ended += 1
-        while self.end_s(ended) > now_s:
-            ended -= 1
-        return ended
 
 
 class StepLoop:
     """Steps of one engine with the step times of `profile`, divided by `speed`."""
 
-    __slots__ = ("_batch", "_busy_s", "_profile", "_run", "_s_per_ms", "_state")
+    __slots__ = ("_batch", "_busy_s", "_ended", "_profile", "_run", "_s_per_ms", "_state")
 
     def __init__(self, profile: StepTimeProfile, state: EngineState, speed: float) -> None:
         self._profile = profile
@@ -71,6 +33,7 @@ class StepLoop:
         self._s_per_ms = 1e-3 / speed
         self._batch = DecodeBatch()
         self._run: Run | None = None
+        self._ended: Run | None = None  # whose step was the last one that ended
         self._busy_s = 0.0
 
     # What the engine model asks
@@ -129,7 +92,10 @@ class StepLoop:
         if self._run is None:
             self._plan(now_s)
 
-    # Predictions for load reports
+    # For load reports
+
+    def last_step(self) -> StepWork | None:
+        return self._ended.last_step() if self._ended else None
 
     def step_ms(self) -> float:
         """Time of a decode step as things are; 0 when nothing decodes."""
@@ -186,6 +152,7 @@ class StepLoop:
         state.output_tokens += steps * len(ids)
         state.events.append(StepEnded(at_s, state.steps, steps, ids))
         run.done = ended
+        self._ended = run
         self._report(prefilled, emitting, at_s)
         if run.done < run.steps:
             self._grow(run, run.done + 1)
@@ -232,9 +199,10 @@ class StepLoop:
         chunks = self._chunks(at_s)
         if not batch and not chunks:
             return
-        tokens, pairs = 0, 0.0
+        tokens, computed, pairs = 0, 0, 0.0
         for sequence, chunk in chunks:
             tokens += chunk
+            computed += sequence.computed
             pairs += chunk * (sequence.computed + chunk / 2)
         base_ms = self._profile.step_ms(
             prefill_tokens=tokens,
@@ -245,7 +213,17 @@ class StepLoop:
         growth_ms = self._profile.dc_ms_per_token * len(batch)
         scale = self._s_per_ms
         steps = self._steps_alike(chunks)
-        self._run = Run(at_s, base_ms * scale, growth_ms * scale, steps, batch.ticks, chunks)
+        self._run = Run(
+            at_s,
+            base_ms * scale,
+            growth_ms * scale,
+            steps,
+            batch.ticks,
+            chunks,
+            tokens=tokens + len(batch),
+            running=len(batch) + len(chunks),
+            context_tokens=batch.context_tokens + computed,
+        )
         self._grow(self._run, 1)
 
     def _steps_alike(self, chunks: list[tuple[Sequence, int]]) -> int:

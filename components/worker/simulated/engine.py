@@ -51,6 +51,7 @@ from components.worker.engine import (
 from components.worker.simulated.halting_clock import HaltingClock
 from components.worker.simulated.link import Link
 from components.worker.simulated.writing import Writing
+from components.worker.step_fit import StepFit
 from schemas.fleet import ModelCard
 from schemas.frames import Entry
 
@@ -113,6 +114,7 @@ class SimulatedEngine:
         self._entries: list[Entry] = []
         self._events: list[EngineEvent] = []
         self._steps = 0
+        self._fit = StepFit()
         self._wakes: asyncio.Handle | None = None
         self._wakes_at_s: float | None = None
         self._waking_s: float | None = None
@@ -168,6 +170,7 @@ class SimulatedEngine:
             predicted_step_ms=self._model.predicted_step_ms(),
             predicted_wait_ms=self._model.predicted_backlog_ms(self._clock.now_s()),
             capacity_tokens_per_s=self._capacity_tokens_per_s(),
+            step_fit=self._fit.fit(),
         )
 
     def _capacity_tokens_per_s(self) -> float:
@@ -396,12 +399,26 @@ class SimulatedEngine:
 
     def _tell(self, now_s: float) -> None:
         """Tell what happened until then."""
+        steps = self._steps
         self._waking_s = now_s
         try:
             for event in self._model.advance(now_s):
                 self._on_event(event)
         finally:
             self._waking_s = None
+        if self._steps != steps:
+            self._learn()
+
+    def _learn(self) -> None:
+        """As a real engine learns: from what steps took, not from the profile that made them so."""
+        step = self._model.last_step()
+        if step is not None:
+            self._fit.on_step(
+                step.took_s * 1e3,
+                tokens=step.tokens,
+                running=step.running,
+                context=step.context_tokens,
+            )
 
     def _on_event(self, event: ModelEvent) -> None:
         match event:

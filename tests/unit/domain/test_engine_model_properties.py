@@ -20,7 +20,7 @@ from components.domain.engine_model import (
     PrefillFinished,
     StepEnded,
 )
-from components.domain.engine_model.step_loop import Run
+from components.domain.engine_model.run import Run
 from components.domain.profiles import ConstantProfile, Profile
 from tests.unit.domain.engine_calls import (
     CONSTANT,

@@ -9,7 +9,7 @@ import pytest
 from components.domain.bodies import Emitted
 from components.domain.engine_model.request import EngineLimits
 from components.domain.pages import page_hashes
-from components.domain.profiles import profile_named
+from components.domain.profiles import StepTimeProfile, profile_named
 from components.domain.story import Story
 from components.host.clock import SystemClock
 from components.worker.engine import (
@@ -23,6 +23,7 @@ from components.worker.engine import (
 )
 from components.worker.simulated.engine import SimulatedEngine, SimulatedModel
 from components.worker.simulated.link import SimulatedLink
+from components.worker.step_fit import step_ms
 from schemas.body import SamplingParameters
 from tests.support.nats import until
 
@@ -374,3 +375,27 @@ async def test_a_stopped_engine_is_silent():
         before = len(sink.entries)
         await asyncio.sleep(0.02)
         assert len(sink.entries) == before
+
+
+async def test_it_learns_what_its_steps_cost_as_a_real_engine_does():
+    profile = profile_named("llama3-8b/tp1/h100")
+    assert isinstance(profile, StepTimeProfile)
+    async with engine("llama3-8b/tp1/h100", speed=4.0, kv_pages=4_000) as (made, sink):
+        assert made.load().step_fit is None
+        for number in range(6):
+            prompt = tuple(range(300, 340 + 400 * number))
+            made.submit(job(f"r{number}", prompt=prompt, max_tokens=60 + 30 * number))
+        await until(lambda: all(sink.finish(f"r{n}") for n in range(6)), "the stories end")
+        fit = made.load().step_fit
+    assert fit is not None
+    for running in (1, 4):
+        expected_ms = profile.step_ms(decoding=running, context_tokens=1_000 * running) / 4.0
+        said_ms = step_ms(fit, tokens=running, running=running, context=1_000 * running)
+        assert said_ms == pytest.approx(expected_ms, rel=0.1)
+
+
+async def test_where_each_request_has_its_own_clock_there_is_nothing_to_learn():
+    async with engine("constant:ttft_ms=1,itl_ms=0.1") as (made, sink):
+        made.submit(job())
+        await until(lambda: sink.finish() is not None, "the story ends")
+        assert made.load().step_fit is None

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from components.worker.step_fit import FORGET, SAMPLES_MIN, StepFit
+from components.worker.step_fit import FORGET, SAMPLES_MIN, StepFit, step_ms
 
 TRUTH = (6.0, 0.02, 0.05, 0.0001)
 
@@ -66,6 +66,16 @@ def test_it_follows_a_machine_that_became_slower_within_500_requests_worth_of_st
     assert FORGET**3_000 < 0.01
 
 
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_a_machine_far_off_what_was_known_is_believed_in_the_end(factor):
+    """No step counts for more than a few times what was expected, and that grows."""
+    fit, other = learnt(), tuple(factor * c for c in TRUTH)
+    for seed in range(40):
+        learnt(other, number=100, fit=fit, seed=seed)
+        fit.fit()  # as each report of the load does
+    assert worst(fit, other) < 0.05
+
+
 def test_a_few_stalls_change_little():
     fit = StepFit()
     for number, (tokens, running, context) in enumerate(steps(2_000)):
@@ -86,6 +96,32 @@ def test_steps_that_are_all_alike_are_predicted_and_nothing_blows_up(running):
     assert min(found.base_ms, found.per_token_ms, found.per_seq_ms) >= 0.0
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_features_that_move_together_are_predicted_together(noise):
+    """An engine that only decodes: a token for each sequence, and all contexts about as long."""
+    source, fit = random.Random(5), StepFit()
+    for _ in range(3_000):
+        running = source.randrange(1, 64)
+        took_ms = cost(TRUTH, running, running, 500 * running) * source.lognormvariate(0, noise)
+        fit.on_step(took_ms, tokens=running, running=running, context=500 * running)
+    found = fit.fit()
+    assert found is not None
+    for running in (1, 8, 63):
+        said = step_ms(found, tokens=running, running=running, context=500 * running)
+        true = cost(TRUTH, running, running, 500 * running)
+        assert said == pytest.approx(true, rel=0.01 + noise / 2)
+    least = (found.base_ms, found.per_token_ms, found.per_seq_ms, found.per_context_token_ms)
+    assert min(least) >= 0.0
+
+
+def test_it_holds_as_much_after_many_steps_and_no_figure_grows_without_end():
+    fit = learnt(number=100)
+    before = [len(row) for row in fit._xx]
+    learnt(number=20_000, fit=fit)
+    assert [len(row) for row in fit._xx] == before
+    assert fit._xx[0][0] <= 1 / (1 - FORGET)
+
+
 def test_a_cost_that_is_not_there_is_booked_as_nothing_and_never_as_a_gain():
     found = learnt((5.0, 0.0, 0.0, 0.0), noise=0.1).fit()
     assert found is not None
@@ -104,7 +140,10 @@ def test_nothing_is_said_before_there_is_something():
     assert fit.fit() is not None
 
 
-@pytest.mark.parametrize(("took_ms", "tokens"), [(0.0, 5), (-1.0, 5), (5.0, 0)])
+@pytest.mark.parametrize(
+    ("took_ms", "tokens"),
+    [(0.0, 5), (-1.0, 5), (5.0, 0), (float("nan"), 5), (float("inf"), 5)],
+)
 def test_what_is_no_step_is_not_counted(took_ms, tokens):
     fit = StepFit()
     for _ in range(50):
