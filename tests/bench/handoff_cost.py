@@ -136,8 +136,8 @@ class Yard:
             p = await self._start(f"{kind}-p", options)
             d = await self._start(f"{kind}-d", options)
             self.pairs.append(Pair(kind, p, d, told_to_p(kind)))
-        for engine in self._engines:
-            await engine.ready()
+            for engine in (p, d):  # six at once would take longer than anybody waits
+                await engine.ready()
         return self
 
     async def _start(self, name: str, options: dict[str, Any]) -> EngineInTest:
