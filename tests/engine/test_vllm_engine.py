@@ -312,7 +312,7 @@ async def test_the_card_is_the_models(engine, tiny_model):
 async def test_it_learns_what_its_steps_cost(engine, sink):
     for number in range(4):
         prompt = bytes_of(f"{number} " * 100)
-        engine.submit(job(f"r{number}", prompt=prompt, max_tokens=30))
+        engine.submit(job(f"r{number}", prompt=prompt, max_tokens=60))
     for number in range(4):
         await finished(sink, f"r{number}")
     fit = engine.load().step_fit
