@@ -12,9 +12,10 @@ import httptools
 import orjson
 
 from components.bench.records import Record
-from components.bench.sse import EventReader, EventTooLong
+from components.domain.sse import Events, EventTooLong
 
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
+EVENT_BYTES_MAX: Final = 8 * 1024 * 1024
 clock_s = time.perf_counter
 
 
@@ -33,7 +34,7 @@ class Exchange:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.answered = False
         self._start_s = start_s
-        self._events = EventReader()
+        self._events = Events(EVENT_BYTES_MAX)
         self._body = b""
         self._done = False
 

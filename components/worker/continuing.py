@@ -14,6 +14,17 @@ SEED_MASK: Final = (1 << 63) - 1
 Finish = tuple[str, str | int | None]
 
 
+def emitted_of(job: Job, number: int) -> list[int]:
+    """The ids of one choice so far, over all attempts."""
+    emitted = job.emitted.get(number)
+    return list(emitted.token_ids) if emitted else []
+
+
+def prompt_to_hand_over(job: Job) -> list[int]:
+    """What a prefill computes: of a single choice also what it has emitted."""
+    return [*job.prompt, *(emitted_of(job, 0) if job.sampling.n == 1 else ())]
+
+
 def is_stop_id(
     sampling: SamplingParameters, token_id: int, tokens: int, end_ids: Collection[int]
 ) -> bool:

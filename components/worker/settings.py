@@ -8,6 +8,7 @@ from components.domain.engine_model.request import EngineLimits
 from components.domain.handoff import HandoffSettings
 from components.domain.profiles import profile_named
 from components.host.settings import Settings
+from components.worker.elsewhere_settings import server_url
 from components.worker.openai_http.settings import OpenAISettings, OpenAITable
 from components.worker.sglang.settings import (
     PrefillUrl,
@@ -16,7 +17,6 @@ from components.worker.sglang.settings import (
     prefill_url,
     whole_pair,
 )
-from components.worker.urls import server_url
 from schemas.codes import Role
 
 MIB = 1024 * 1024

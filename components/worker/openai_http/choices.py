@@ -5,12 +5,23 @@ A choice goes on behind what it has emitted: those ids are the end of its prompt
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from components.domain.pages import pages_for
-from components.worker.continuing import Finish, end_of, is_stop_id, salt_of, seed_of
+from components.worker.continuing import (
+    Finish,
+    emitted_of,
+    end_of,
+    is_stop_id,
+    prompt_to_hand_over,
+    salt_of,
+    seed_of,
+)
 from components.worker.engine import Job
 from schemas.body import SamplingParameters
+
+if TYPE_CHECKING:
+    from asyncio import Task
 
 
 class Text(Protocol):
@@ -69,6 +80,8 @@ class Running:
     parked: bool = False
     #: ``Prefilled`` was said.
     offered: bool = False
+    #: Read what the server says of it.
+    followers: set["Task[None]"] = field(default_factory=set)
 
 
 def begin(
@@ -78,8 +91,7 @@ def begin(
 
     ``room`` is what the context leaves for output; the first of ``end_ids`` is the tokenizer's own.
     """
-    sampling, emitted = job.sampling, job.emitted.get(number)
-    ids = list(emitted.token_ids) if emitted else []
+    sampling, ids = job.sampling, emitted_of(job, number)
     stop = None
     for place, token_id in enumerate(ids):
         is_stop = is_stop_id(sampling, token_id, place + 1, end_ids)
@@ -105,6 +117,5 @@ def begin(
 
 def prefill(job: Job, text: Text) -> Choice:
     """The choice that computes what is handed over; the one token that it costs nobody sees."""
-    emitted = job.emitted.get(0) if job.sampling.n == 1 else None
-    prompt = [*job.prompt, *(emitted.token_ids if emitted else ())]
+    prompt = prompt_to_hand_over(job)
     return Choice(0, prompt, job.sampling, text, 0, 1, 0, None, (), salt_of(job))

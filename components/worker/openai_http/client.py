@@ -10,9 +10,10 @@ from typing import Any, Final
 import httpx
 import orjson
 
+from components.domain.sse import DONE, Events, EventTooLong
+from components.worker.api_key import bearer
 from components.worker.openai_http.faults import ServerFault, fault_of
 from components.worker.openai_http.settings import OpenAISettings
-from components.worker.sse import DONE, Events, EventTooLong
 
 #: Answers in one piece: metrics of many ranks, prompt logprobs of a long prompt.
 ANSWER_BYTES_MAX: Final = 32 << 20
@@ -27,10 +28,9 @@ Body = Mapping[str, Any]
 class ServerClient:
     """One server. The key, if any, goes with every request and into no message."""
 
-    def __init__(self, url: str, settings: OpenAISettings, api_key: str) -> None:
-        headers = {"Accept-Encoding": "identity"}
-        if api_key:
-            headers["Authorization"] = f"Bearer {api_key}"
+    def __init__(self, url: str, settings: OpenAISettings) -> None:
+        """Raises ``CannotStart``."""
+        headers = {"Accept-Encoding": "identity", **bearer(settings.api_key_file)}
         wait_s = settings.connect_timeout_s
         self._jobs = httpx.AsyncClient(
             base_url=url,

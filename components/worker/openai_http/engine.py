@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from components.domain.pages import pages_for
 from components.host.clock import Clock
+from components.host.tasks import Tasks
 from components.worker.continuing import Finish
 from components.worker.engine import (
     Capabilities,
@@ -67,7 +68,7 @@ class OpenAIEngine:
         """Raises ``CannotStart``."""
         self._model = model
         self._settings = settings
-        self._on_fault = on_fault
+        self._tasks = Tasks(clock, on_fault)
         self._server = Server(model, settings, clock, lambda: self._open_requests)
         by_id = settings.handover == "p2p_nccl"
         self._handover: Handover = ByRequestId(settings.kv_address) if by_id else Relayed()
@@ -75,7 +76,6 @@ class OpenAIEngine:
         self._out = Outbox()
         self._outputs = Outputs(self._out, clock)
         self._jobs: dict[JobKey, Running] = {}
-        self._tasks: dict[JobKey | None, set[asyncio.Task[None]]] = {}
         self._paused = False
 
     # Its life
@@ -84,33 +84,17 @@ class OpenAIEngine:
         await self._server.open()
         self._outputs.as_ids = self._server.files is not None
         self._out.open(sink)
-        self._spawn(None, self._server.watch(self._on_gone))
+        _ = self._tasks.spawn("watch the server", self._server.watch(self._on_gone))
 
     async def stop(self) -> None:
         self._out.close()
         self._jobs.clear()
-        tasks = [task for group in self._tasks.values() for task in group]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
         await self._server.client.close()
 
     def _on_gone(self, detail: str) -> None:
         for running in list(self._jobs.values()):
             self._lose(running, detail)
-
-    def _spawn(self, key: JobKey | None, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.setdefault(key, set()).add(task)
-        task.add_done_callback(lambda done: self._done(key, done))
-
-    def _done(self, key: JobKey | None, task: asyncio.Task[None]) -> None:
-        if group := self._tasks.get(key):
-            group.discard(task)
-            if not group:
-                del self._tasks[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_fault(error)
 
     # What an agent elsewhere is (components/worker/elsewhere.py)
 
@@ -232,7 +216,7 @@ class OpenAIEngine:
         choice = prefill(job, TextFromServer())
         running = self._jobs[job.key] = Running(job)
         running.choices[0] = choice
-        self._spawn(job.key, self._guarded(running, lambda: self._prefill(running, choice, told)))
+        self._follow_up(running, lambda: self._prefill(running, choice, told))
         if self._settings.handover == "p2p_nccl" and self._settings.overlap:
             self._on_prefilled(running, choice, 0, {})
 
@@ -263,9 +247,12 @@ class OpenAIEngine:
 
     def _enter(self, running: Running, choice: Choice, told: Told) -> None:
         running.choices[choice.number] = choice
-        self._spawn(
-            running.job.key, self._guarded(running, lambda: self._follow(running, choice, told))
-        )
+        self._follow_up(running, lambda: self._follow(running, choice, told))
+
+    def _follow_up(self, running: Running, work: Work) -> None:
+        task = self._tasks.spawn("follow a request", self._guarded(running, work))
+        running.followers.add(task)
+        task.add_done_callback(running.followers.discard)
 
     async def _guarded(self, running: Running, work: Work) -> None:
         """Whatever goes wrong at the server is the end of this job, not of the agent."""
@@ -388,7 +375,7 @@ class OpenAIEngine:
         running.choices.clear()
         running.siblings.clear()
         me = asyncio.current_task()
-        for task in list(self._tasks.get(key, ())):
+        for task in running.followers:
             if task is not me:
                 task.cancel()
 

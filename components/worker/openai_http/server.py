@@ -50,8 +50,7 @@ class Server:
         self._clock = clock
         self._open_requests = open_requests
         self._open_at_look = 0
-        key = _key(settings.api_key_file)
-        self.client = ServerClient(model.url, settings, key)
+        self.client = ServerClient(model.url, settings)
         self.health = Health(settings.polls_failed_max)
         self.dialect: Dialect = "openai"
         #: Under which name it knows the model.
@@ -172,14 +171,6 @@ class Server:
     def pages_seen(self) -> int:
         """Pages that were held when it was looked at."""
         return math.ceil(self.health.load.kv_usage * self.capabilities.kv_pages_total)
-
-
-def _key(file: str) -> str:
-    """Raises ``CannotStart``."""
-    try:
-        return Path(file).read_text().strip() if file else ""
-    except OSError as error:
-        raise CannotStart(f"worker.openai.api_key_file: {error}") from error
 
 
 def _models(data: bytes) -> list[dict[str, Any]]:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import orjson
 from pydantic import BeforeValidator, Field
 
 from components.host.settings import Settings
+from components.worker.elsewhere_settings import table
 from schemas.fleet import Feature
 
 #: ``vllm``: it takes and returns token ids, and vLLM's own parameters. ``openai``: neither.
@@ -43,12 +43,7 @@ class OpenAISettings(Settings):
     silence_s: float = Field(default=300.0, gt=0)
 
 
-def _table(given: object) -> object:
-    """An environment variable holds the whole table as JSON."""
-    return orjson.loads(given) if isinstance(given, str) else given
-
-
-OpenAITable = Annotated[OpenAISettings, BeforeValidator(_table)]
+OpenAITable = Annotated[OpenAISettings, BeforeValidator(table)]
 
 
 @dataclass(frozen=True, slots=True)

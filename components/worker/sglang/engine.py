@@ -14,11 +14,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from components.domain.pages import PAGE_TOKENS, pages_for
 from components.host.clock import Clock
-from components.worker.continuing import end_of
+from components.host.tasks import Tasks
+from components.worker.continuing import emitted_of, end_of
 from components.worker.engine import (
     Capabilities,
     EngineLoad,
@@ -38,7 +39,7 @@ from components.worker.sglang.faults import LegFault
 from components.worker.sglang.leg import Chunk
 from components.worker.sglang.pairs import Pair, PairTable, Server, Verdict
 from components.worker.sglang.policies import POLICIES
-from components.worker.sglang.requests import CannotSay, Task, emitted_of, task_of
+from components.worker.sglang.requests import CannotSay, Task, task_of
 from components.worker.sglang.responses import BadAnswer, ChoiceReader, index_of
 from components.worker.sglang.rooms import Draw, Rooms
 from components.worker.sglang.servers import Servers
@@ -129,7 +130,7 @@ class SglangEngine:
         self._settings = settings
         self._clock = clock
         self._count = count
-        self._on_fault = on_fault
+        self._tasks = Tasks(clock, on_fault)
         servers = [Server(url, "prefill", port) for url, port in model.prefill_urls]
         servers += [Server(url, "decode") for url in model.decode_urls]
         self.pairs = PairTable(
@@ -138,7 +139,7 @@ class SglangEngine:
             failures_max=settings.failures_max,
             retry_after_s=settings.retry_after_s,
         )
-        self.servers = Servers(self.pairs, settings, clock, self._spawn, self._on_dead)
+        self.servers = Servers(self.pairs, settings, self._tasks, clock, self._on_dead)
         self._rooms = Rooms(draw)
         self._limits = Limits(
             settings.first_byte_timeout_s, settings.first_token_timeout_s, settings.prefill_drain_s
@@ -150,7 +151,6 @@ class SglangEngine:
         self._name = secrets.token_hex(4)
         self._out = Outbox()
         self._jobs: dict[JobKey, Running] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # Its life
 
@@ -179,22 +179,8 @@ class SglangEngine:
         self._out.close()
         for key in list(self._jobs):
             self.abort(key)
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
         self.servers.close()
-
-    def _spawn(self, coroutine: Any) -> "asyncio.Task[None]":
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_fault(error)
 
     # What it is
 
@@ -290,7 +276,7 @@ class SglangEngine:
         choices = [self._choice(job, n, as_text=as_text, as_chat=as_chat) for n in numbers]
         path = chat.PATH if as_chat else GENERATE
         running = self._jobs[job.key] = Running(job, task, path, choices)
-        running.follower = self._spawn(self._follow(running))
+        running.follower = self._tasks.spawn("follow a job", self._follow(running))
 
     def _task(
         self, job: Job, numbers: list[int], room: int, *, as_text: bool, as_chat: bool
@@ -385,7 +371,7 @@ class SglangEngine:
         if lost is None and running.open and self._is_here(running):
             lost = Lost(pair.decode, LegFault("cut", "a choice has not ended"))
         if lost is None:
-            _ = self._spawn(self._drain(call))
+            _ = self._tasks.spawn("drain prefill", self._drain(call))
         return lost
 
     def _body(self, task: Task, pair: Pair, rooms: tuple[int, ...]) -> bytes:

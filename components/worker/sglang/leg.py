@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import orjson
 
+from components.domain.sse import DONE, Events, EventTooLong
 from components.worker.sglang.faults import LegFault, error_fault
 from components.worker.sglang.http import Connection
 from components.worker.sglang.pairs import Server
 from components.worker.sglang.responses import BadAnswer, fault_in
-from components.worker.sse import DONE, Events, EventTooLong
 
 #: An answer that is no stream, and what an error may say.
 WHOLE_BYTES_MAX: Final = 256 * 1024 * 1024

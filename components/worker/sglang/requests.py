@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from components.worker.continuing import emitted_of
 from components.worker.engine import Job
 from schemas.body import SamplingParameters, StructuredOutput
 
@@ -79,11 +80,6 @@ def prompt_text(prompt: Sequence[int]) -> str:
         return bytes(prompt).decode(errors="replace")
     except ValueError as error:
         raise CannotSay("without a tokenizer the ids of a prompt are bytes") from error
-
-
-def emitted_of(job: Job, choice: int) -> list[int]:
-    emitted = job.emitted.get(choice)
-    return list(emitted.token_ids) if emitted else []
 
 
 def _prompt(job: Job, choice: int, *, as_text: bool) -> str | list[int]:

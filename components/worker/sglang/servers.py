@@ -5,14 +5,15 @@ no job until it answers again, and ``on_dead`` hears of it.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
 
 from components.host.clock import Clock
 from components.host.errors import CannotStart
+from components.host.tasks import Tasks
+from components.worker.api_key import bearer
 from components.worker.sglang.figures import UNKNOWN, Figures, figures_of, whole
 from components.worker.sglang.http import CannotConnect, Origin
 from components.worker.sglang.merging import merge_server_info
@@ -34,24 +35,22 @@ ABORTS_MAX: Final = 256
 #: How long a server may wait for transfers to end before it empties its cache.
 FLUSH_WAIT_S: Final = 30
 
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
-
 
 class Servers:
-    """See the top of the file. ``spawn`` runs something beside, until the agent stops."""
+    """See the top of the file."""
 
     def __init__(
         self,
         pairs: PairTable,
         settings: SglangSettings,
+        tasks: Tasks,
         clock: Clock,
-        spawn: Spawn,
         on_dead: Callable[[Server], None],
     ) -> None:
         self.pairs = pairs
         self._settings = settings
         self._clock = clock
-        self._spawn = spawn
+        self._tasks = tasks
         self._on_dead = on_dead
         self._figures: dict[str, Figures] = {}
         self._no_abort: set[str] = set()
@@ -60,8 +59,7 @@ class Servers:
 
     async def start(self) -> None:
         """Raises ``CannotStart`` when one side has nobody."""
-        key_file = self._settings.api_key_file
-        headers = allowed_headers(_bearer(Path(key_file)) if key_file else {})
+        headers = allowed_headers(bearer(self._settings.api_key_file))
         for server in self.pairs.servers:
             self.origins[server.url] = Origin(
                 server.url,
@@ -76,7 +74,7 @@ class Servers:
             if not any(s.url in self._figures for s in self.pairs.of_side(side)):
                 raise CannotStart(f"no {side} server answers")
         for server in self.pairs.servers:
-            self._spawn(self._watch(server))
+            _ = self._tasks.spawn("watch a server", self._watch(server))
 
     def close(self) -> None:
         for origin in self.origins.values():
@@ -165,7 +163,7 @@ class Servers:
         """End these requests there. The connection is closed; a server may take long to notice."""
         if server.url not in self._no_abort and self._aborts < ABORTS_MAX:
             self._aborts += 1
-            self._spawn(self._abort_at(server.url, rids))
+            _ = self._tasks.spawn("say farewell", self._abort_at(server.url, rids))
 
     async def _abort_at(self, url: str, rids: tuple[str, ...]) -> None:
         try:
@@ -238,11 +236,3 @@ class Servers:
         except orjson.JSONDecodeError:
             return status, {"message": "an answer that is no JSON"}
         return status, answer if isinstance(answer, dict) else {}
-
-
-def _bearer(path: Path) -> dict[str, str]:
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise CannotStart(f"cannot read the servers' key: {error}") from error
-    return {"authorization": f"Bearer {key}"}

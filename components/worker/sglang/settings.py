@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-import orjson
 from pydantic import BeforeValidator, Field
 
 from components.host.settings import Settings
-from components.worker.urls import server_url
+from components.worker.elsewhere_settings import server_url, table
 
 PORT_MAX: Final = 65_535
 
@@ -29,11 +28,6 @@ def prefill_url(given: object) -> PrefillUrl:
     if isinstance(port, bool) or not str(port).isdecimal() or not 0 < int(str(port)) <= PORT_MAX:
         raise ValueError(f"a bootstrap port is a number from 1 to {PORT_MAX}, or null")
     return server_url(url), int(str(port))
-
-
-def _table(given: object) -> object:
-    """An environment variable holds the whole table as JSON."""
-    return orjson.loads(given) if isinstance(given, str) else given
 
 
 class SglangSettings(Settings):
@@ -80,7 +74,7 @@ class SglangSettings(Settings):
     tokenizer_dir: str = ""
 
 
-SglangTable = Annotated[SglangSettings, BeforeValidator(_table)]
+SglangTable = Annotated[SglangSettings, BeforeValidator(table)]
 
 
 def whole_pair(prefill_urls: Sequence[Any], decode_urls: Sequence[Any]) -> None:

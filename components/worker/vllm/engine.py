@@ -18,6 +18,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from components.domain.pages import PAGE_TOKENS, pages_for
+from components.host.clock import SystemClock
+from components.host.tasks import Tasks
 from components.worker.engine import (
     Capabilities,
     EngineLoad,
@@ -87,7 +89,7 @@ class VllmEngine:
         self._serial = 0
         self._paused = False
         self._stopped = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks(SystemClock(), on_fault)
 
     # Its life
 
@@ -96,8 +98,8 @@ class VllmEngine:
         await self._backend.attach()
         await self._exchange.start(self._out.report)
         self._out.open(sink)
-        self._spawn(self._watch())
-        self._spawn(self._tell_pages())
+        _ = self._tasks.spawn("watch vLLM", self._watch())
+        _ = self._tasks.spawn("tell pages", self._tell_pages())
 
     def _load(self) -> None:
         backend = self._load_backend()
@@ -110,9 +112,7 @@ class VllmEngine:
         self._out.close()
         self._jobs.clear()
         await self._exchange.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         if self._backend_or_none is not None:
             await in_thread(self._backend_or_none.stop)
 
@@ -125,16 +125,6 @@ class VllmEngine:
     async def _tell_pages(self) -> None:
         async for change in self._backend.page_changes():
             self._on_pages(change)
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_fault(error)
 
     # What it is
 
@@ -283,7 +273,7 @@ class VllmEngine:
 
     def _enter(self, running: Running, choice: Choice) -> None:
         running.choices[choice.number] = choice
-        self._spawn(self._follow(running, choice))
+        _ = self._tasks.spawn("follow a sequence", self._follow(running, choice))
 
     async def _follow(self, running: Running, choice: Choice) -> None:
         """Everything that vLLM says of one sequence, to its end."""
@@ -407,7 +397,7 @@ class VllmEngine:
     def _abort_unwanted(self) -> None:
         if unwanted := self._unwanted:
             self._unwanted = []
-            self._spawn(self._backend.abort(unwanted))
+            _ = self._tasks.spawn("abort", self._backend.abort(unwanted))
 
     # KV that comes and goes
 

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from components.worker.continuing import Finish, end_of, is_stop_id, salt_of, seed_of
+from components.worker.continuing import (
+    Finish,
+    emitted_of,
+    end_of,
+    is_stop_id,
+    prompt_to_hand_over,
+    salt_of,
+    seed_of,
+)
 from components.worker.engine import Job
 from components.worker.vllm.backend import (
     Delta,
@@ -52,8 +60,7 @@ class Running:
 
 def prefill(job: Job, name: str, kv: KvParams) -> Choice:
     """The sequence that computes what is handed over."""
-    emitted = job.emitted.get(0) if job.sampling.n == 1 else None
-    prompt = [*job.prompt, *(emitted.token_ids if emitted else ())]
+    prompt = prompt_to_hand_over(job)
     task = SequenceTask(name, prompt, PREFILL, 1, 0, cache_salt=salt_of(job), kv=kv)
     return Choice(0, task, None, 0)
 
@@ -65,8 +72,7 @@ def begin(
 
     ``room`` is what the context leaves for output; the first of ``end_ids`` is the tokenizer's own.
     """
-    sampling, emitted = job.sampling, job.emitted.get(number)
-    ids = list(emitted.token_ids) if emitted else []
+    sampling, ids = job.sampling, emitted_of(job, number)
     text, parser = reading.text(), reading.parser(number)
     stop = None
     for place, token_id in enumerate(ids):

@@ -14,11 +14,11 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from components.domain import sse
 from components.domain.bodies import Emitted
 from components.host.clock import SystemClock
 from components.host.counters import Counters
 from components.host.errors import CannotStart
-from components.worker import sse
 from components.worker.engine import EngineRefused, Job, JobFailed, JobRejected
 from components.worker.sglang import bootstrap, engine, exchange, leg, rooms
 from components.worker.sglang.engine import SglangEngine, SglangModel

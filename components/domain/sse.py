@@ -1,4 +1,8 @@
-"""Server-sent events from bytes in any pieces: a read may hold half an event, or several. Pure."""
+"""Server-sent events from bytes in any pieces: a read may hold half an event, or several. Pure.
+
+Lines may end in LF or CR LF; several ``data`` lines of one event are joined by LF; comments and
+other fields are skipped (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+"""
 
 from typing import Final
 
@@ -9,15 +13,16 @@ DONE: Final = b"[DONE]"
 
 
 class EventTooLong(ValueError):
-    """The server sends an event without end."""
+    """The peer sends an event without end."""
 
 
 class Events:
     """``feed`` gives the payloads of ``data`` lines, one per event, that a read has completed."""
 
-    __slots__ = ("_data", "_pieces", "_size")
+    __slots__ = ("_bytes_max", "_data", "_pieces", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
         self._pieces: list[bytes] = []  # of the line that has not ended yet
         self._size = 0
         self._data: list[bytes] = []
@@ -36,8 +41,8 @@ class Events:
 
     def _keep(self, piece: bytes) -> None:
         self._size += len(piece)
-        if self._size > EVENT_BYTES_MAX:
-            raise EventTooLong(f"an event of more than {EVENT_BYTES_MAX} bytes")
+        if self._size > self._bytes_max:
+            raise EventTooLong(f"an event of more than {self._bytes_max} bytes")
         if piece:
             self._pieces.append(piece)
 

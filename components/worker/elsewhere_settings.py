@@ -1,6 +1,13 @@
-"""Addresses of servers, as settings name them."""
+"""What the settings of engines elsewhere have in common."""
 
 from urllib.parse import urlsplit
+
+import orjson
+
+
+def table(given: object) -> object:
+    """An environment variable holds a whole table as JSON."""
+    return orjson.loads(given) if isinstance(given, str) else given
 
 
 def server_url(given: object) -> str:
