@@ -194,14 +194,13 @@ async def yard(where: Found) -> YardFact:
 async def _processes(where: Found) -> tuple[dict[str, str | None], dict[str, float], str]:
     """State by instance, the least that each clock is away from ours, and why the bus is not."""
     from bus.errors import BusError
-    from components.cli.operator_bus import connected
+    from components.cli.operator_bus import operator
     from components.cli.own_nats import NAME
 
     names = [n for n, p in (where.page.processes if where.page else {}).items()
              if p.component != NAME]  # fmt: skip
     try:
-        key_file = keyring.find(where.keys, keyring.OPERATOR, keyring.OPERATOR)
-        async with connected(where.nats_url, key_file, where.prefix) as bus:
+        async with operator(where) as bus:
             answers = await asyncio.gather(*(_shown(bus, name) for name in names))
     except (BusError, CommandFailed) as error:
         return {}, {}, str(error)

@@ -88,14 +88,12 @@ def sentence(reply: "ControlEngineReply", action: str) -> str:
 async def _ask(yard: found.Found, name: str, control: "ControlEngine") -> "ControlEngineReply":
     from bus.errors import AskTimedOut, BusError, NoResponders
     from bus.subjects import control_engine
-    from components.cli import keyring
-    from components.cli.operator_bus import connected
+    from components.cli.operator_bus import operator
     from schemas.engine import ControlEngineReply
 
-    key_file = keyring.find(yard.keys, keyring.OPERATOR, keyring.OPERATOR)
     wait_s = control.deadline_ms / 1000 + MARGIN_S
     try:
-        async with connected(yard.nats_url, key_file, yard.prefix) as bus:
+        async with operator(yard) as bus:
             return await bus.ask(
                 control_engine(name), control, ControlEngineReply, timeout_s=wait_s
             )

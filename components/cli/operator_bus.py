@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Final
 
 from bus.nats_bus import NatsBus
+from components.cli import keyring
+from components.cli.found import Found
 from components.cli.keyring import OPERATOR
 
 CONNECT_TIMEOUT_S: Final = 3.0
+
+
+@asynccontextmanager
+async def operator(yard: Found) -> AsyncIterator[NatsBus]:
+    """The operator's bus in this yard; raises ``NotConnected``, or ``CommandFailed`` for no key."""
+    key_file = keyring.find(yard.keys, OPERATOR, OPERATOR)
+    async with connected(yard.nats_url, key_file, yard.prefix) as bus:
+        yield bus
 
 
 @asynccontextmanager

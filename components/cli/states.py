@@ -3,9 +3,10 @@
 import argparse
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from components.cli import found
+from components.cli.columns import columns
 from components.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ ANSWER_S: Final = 2.0
 BRIDGE: Final = "bridge-0"
 HISTORY_MAX: Final = 100
 PAGES_MAX: Final = 64
+HEAD: Final = (
+    "ENGINE", "AGE", "MODE", "LATENCY", "PENDING", "KV FREE", "CAPACITY", "CLOCK", "FROM",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,15 +43,13 @@ def run(args: argparse.Namespace) -> int:
 async def _ask(yard: found.Found, args: argparse.Namespace) -> "ShowStatesReply":
     from bus.errors import AskTimedOut, BusError, NoResponders
     from bus.subjects import show_states
-    from components.cli import keyring
-    from components.cli.operator_bus import connected
+    from components.cli.operator_bus import operator
     from schemas.engine import ShowStates, ShowStatesReply
 
-    key_file = keyring.find(yard.keys, keyring.OPERATOR, keyring.OPERATOR)
     history = args.history if args.engine else 0
     engines: list[EngineStateSeen] = []
     try:
-        async with connected(yard.nats_url, key_file, yard.prefix) as bus:
+        async with operator(yard) as bus:
             for _ in range(PAGES_MAX):
                 after = engines[-1].state.engine_id if engines else ""
                 asked = ShowStates(engine_id=args.engine, history=history, after=after)
@@ -70,22 +72,20 @@ async def _ask(yard: found.Found, args: argparse.Namespace) -> "ShowStatesReply"
 
 def page(reply: "ShowStatesReply") -> str:
     """For people: engines, the history of one, and the sums of all."""
-    rows: list[tuple[str, ...]] = [
-        ("ENGINE", "AGE", "MODE", "LATENCY", "PENDING", "KV FREE", "CAPACITY", "CLOCK", "FROM")
-    ]
-    rows += [_row(seen.state, _age(seen), _clock(seen)) for seen in reply.engines]
-    text = [*_table(rows)] if reply.engines else ["no engine outside was heard of"]
+    parts = ["no engine outside was heard of"]
+    if reply.engines:
+        rows = (_row(seen.state, _age(seen), _clock(seen)) for seen in reply.engines)
+        parts = [columns(HEAD, rows)]
     if reply.history:
-        old: list[tuple[str, ...]] = [("SENT (ms)", *rows[0][2:7], "FROM")]
-        old += [(str(s.timestamp_ms), *_figures(s), s.source_address) for s in reply.history]
-        text += ["", *_table(old)]
+        rows = ((str(s.timestamp_ms), *_figures(s), s.source_address) for s in reply.history)
+        parts.append(columns(("SENT (ms)", *HEAD[2:7], "FROM"), rows))
     totals = reply.totals
-    counted = (
+    parts.append(
         f"{totals.get('received_total', 0)} datagrams, {reply.valid_rate} valid, "
         f"{totals.get('reordered_total', 0)} out of order, "
         f"{totals.get('duplicates_total', 0)} twice, {totals.get('rate_limited_total', 0)} too many"
     )
-    return "\n".join([*text, "", counted])
+    return "\n\n".join(parts)
 
 
 def _age(seen: "EngineStateSeen") -> str:
@@ -109,11 +109,3 @@ def _figures(state: "EngineStateReceived") -> tuple[str, ...]:
         "unknown" if state.kv_cache_total_blocks < 0 else blocks,
         f"{state.engine_capacity:.0f}/s",
     )
-
-
-def _table(rows: list[Any]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

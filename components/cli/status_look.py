@@ -17,7 +17,7 @@ from bus.subjects import EVERYONE, show_component, show_fleet
 from components.cli import keyring
 from components.cli.errors import CommandFailed
 from components.cli.found import Found
-from components.cli.operator_bus import connected
+from components.cli.operator_bus import operator
 from components.cli.own_nats import NAME as NATS
 from components.cli.probe import nats_info
 from components.cli.status_view import BusState, Snapshot, StreamState, components_of
@@ -58,8 +58,7 @@ async def look(yard: Found) -> Snapshot:
 
 async def _ask_processes(yard: Found) -> _Answers:
     try:
-        key_file = keyring.find(yard.keys, keyring.OPERATOR, keyring.OPERATOR)
-        async with connected(yard.nats_url, key_file, yard.prefix) as bus:
+        async with operator(yard) as bus:
             shown, fleet = await asyncio.gather(
                 bus.ask_all(
                     show_component(EVERYONE), ShowComponent(), ShowComponentReply, wait_s=ANSWERS_S

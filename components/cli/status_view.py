@@ -1,9 +1,10 @@
 """What `switchyard status` found, judged and laid out. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from components.cli.columns import columns
 from schemas.fleet import (
     EngineEntry,
     FleetRegistered,
@@ -156,18 +157,18 @@ def _component(
 def as_text(snapshot: Snapshot) -> str:
     """The snapshot for people."""
     parts = [
-        _table(
+        columns(
             ("COMPONENT", "ID", "ROLE", "STATE", "PID", "HOST", "SINCE", "WHAT"),
             (_component_row(c, snapshot.at_ms) for c in snapshot.components),
         )
     ]
     if snapshot.engines:
         parts.append(
-            _table(("ENGINE", "ROLE", "LOAD", "AGE"), (_engine_row(e) for e in snapshot.engines))
+            columns(("ENGINE", "ROLE", "LOAD", "AGE"), (_engine_row(e) for e in snapshot.engines))
         )
     if snapshot.registered:
         parts.append(
-            _table(
+            columns(
                 ("ENGINE ELSEWHERE", "ROLE", "KV CONNECTOR", "KNOWN BY"),
                 ((r.instance, r.role, r.kv_address or "-", r.by) for r in snapshot.registered),
             )
@@ -209,16 +210,7 @@ def _bus_text(bus: BusState) -> str:
     if not bus.streams:
         return head
     rows = ((s.name, str(s.messages), _bytes(s.bytes), str(s.last_seq)) for s in bus.streams)
-    return f"{head}\n{_table(('STREAM', 'MESSAGES', 'SIZE', 'LAST SEQ'), rows)}"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return f"{head}\n{columns(('STREAM', 'MESSAGES', 'SIZE', 'LAST SEQ'), rows)}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """A started ``VllmEngine``, a sink that keeps everything, and jobs for it."""
 
-import time
 from contextlib import asynccontextmanager
 
 from components.domain.bodies import Emitted
@@ -11,6 +10,7 @@ from components.worker.vllm.handoff import Relay
 from components.worker.vllm.loading import VllmModel, load_async_llm
 from schemas.body import SamplingParameters
 from tests.support.nats import until
+from tests.support.sink import Sink
 
 #: float32, so that batches of different sizes give the same ids.
 SMALL = {
@@ -24,31 +24,6 @@ SMALL = {
     "seed": 0,
 }
 WITHIN_S = 30.0
-
-
-class Collector:
-    """A sink that keeps everything, and when it was called."""
-
-    def __init__(self):
-        self.entries, self.events, self.calls = [], [], []
-
-    def __call__(self, entries, events):
-        self.calls.append((time.monotonic(), len(entries)))
-        self.entries += entries
-        self.events += events
-
-    def of(self, request_id="r1", choice=0):
-        return [e for e in self.entries if e[0] == request_id and e[2] == choice]
-
-    def ids(self, *which):
-        return [i for e in self.of(*which) for i in e[4]]
-
-    def text(self, *which):
-        return "".join(e[5] for e in self.of(*which))
-
-    def finish(self, *which):
-        entries = self.of(*which)
-        return entries[-1][7] if entries else None
 
 
 @asynccontextmanager
@@ -75,7 +50,7 @@ async def running_engine(
         on_fault=faults.append,
         on_pages=on_pages or (lambda _: None),
     )
-    sink = Collector()
+    sink = Sink()
     try:
         await engine.start(sink)
         yield engine, sink

@@ -13,9 +13,10 @@ from components.worker.vllm.backend import EngineDied
 from components.worker.vllm.engine import VllmEngine
 from components.worker.vllm.handoff import Relay
 from components.worker.vllm.loading import VllmModel, load_async_llm
-from tests.engine.engines import SMALL, Collector, bytes_of, job
+from tests.engine.engines import SMALL, bytes_of, job
 from tests.integration.cli.yards import alive
 from tests.support.nats import until
+from tests.support.sink import Sink
 
 PROMPT = bytes_of("The yard is quiet at night.")
 ENGINE_PROCESS = "VLLM::EngineCore"
@@ -33,7 +34,7 @@ def engine_of(source, faults):
 
 async def test_the_death_of_vllm_is_a_fault_and_said_once(tiny_model):
     faults: list[BaseException] = []
-    engine, sink = engine_of(tiny_model, faults), Collector()
+    engine, sink = engine_of(tiny_model, faults), Sink()
     await engine.start(sink)
     try:
         engine.submit(job(prompt=PROMPT, max_tokens=900))
@@ -51,13 +52,13 @@ async def test_the_death_of_vllm_is_a_fault_and_said_once(tiny_model):
 async def test_a_model_that_is_not_there_is_said_in_words(tmp_path):
     engine = engine_of(tmp_path / "nothing", [])
     with pytest.raises(CannotStart, match="nothing"):
-        await engine.start(Collector())
+        await engine.start(Sink())
     await engine.stop()
 
 
 async def test_an_end_while_it_loads_leaves_nothing(tiny_model):
     engine = engine_of(tiny_model, [])
-    starting = asyncio.create_task(engine.start(Collector()))
+    starting = asyncio.create_task(engine.start(Sink()))
     await until(engine_processes, "an engine process", 60)
     starting.cancel()
     await engine.stop()

@@ -18,8 +18,9 @@ from bus.server import free_port
 from components.host.clock import SystemClock
 from components.worker.openai_http.engine import OpenAIEngine
 from components.worker.openai_http.settings import OpenAISettings, ServedModel
-from tests.engine.engines import SMALL, Collector, finished, job, running_engine
+from tests.engine.engines import SMALL, finished, job, running_engine
 from tests.support.nats import until
+from tests.support.sink import Sink
 
 TOKENS = 24
 START_S = 180.0
@@ -96,7 +97,7 @@ async def agent(url, directory, **settings):
         clock=SystemClock(),
         on_fault=faults.append,
     )
-    sink = Collector()
+    sink = Sink()
     try:
         await engine.start(sink)
         yield engine, sink

@@ -3,6 +3,11 @@
 The bars on time are for a GPU that both ends may share.
 """
 
+from tests.engine.connector.link_promises import (  # noqa: F401  (collected here)
+    test_a_silent_peer_ends_the_wait_at_the_deadline_and_a_new_link_works,
+    test_closing_a_link_wakes_who_waits_on_it,
+    test_links_one_after_the_other_leave_nothing_behind,
+)
 from tests.gpu.conftest import GPUS
 
 ERRORS = ("LinkFailed", "LinkTimedOut")
@@ -23,25 +28,7 @@ async def test_a_killed_peer_ends_the_wait_by_the_deadline(run):
     assert d["ms"] < 7_000
 
 
-async def test_a_silent_peer_ends_the_wait_at_the_deadline_and_a_new_link_works(run):
-    _, d = await run("silent")
-    assert d["error"] == "LinkTimedOut"
-    assert 490 < d["ms"] < 2_000
-
-
-async def test_closing_a_link_wakes_who_waits_on_it(run):
-    _, d = await run("closed")
-    assert d["error"] == "LinkFailed"
-    assert d["ms"] < 900
-
-
 async def test_an_end_that_waits_for_the_other_in_vain_gives_up(run):
     p, _ = await run("alone")
     assert "the other end did not come" in p["error"]
     assert 490 < p["ms"] < 3_000
-
-
-async def test_links_one_after_the_other_leave_nothing_behind(run):
-    for seen in await run("cycles"):
-        assert seen["last"] == seen["first"]
-        assert seen["boards"] == 0

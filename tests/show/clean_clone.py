@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.show.fleet import PLANTED, REPOSITORY, until
+from tests.show.fleet import until
 from tests.show.proof import Figure, Run, Void
+from tests.show.python import PLANTED, REPOSITORY
 
 T = TypeVar("T")
 FIRST_S, SECOND_S = 60.0, 15.0

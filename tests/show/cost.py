@@ -1,14 +1,11 @@
 """What a handoff costs, ours beside vLLM's own ways on the same prompts (tests/bench)."""
 
-import asyncio
 import json
-import os
-import sys
 from statistics import geometric_mean
 from typing import Any, Final
 
-from tests.show.fleet import PLANTED, REPOSITORY
 from tests.show.proof import Figure, Run, Skip, Void
+from tests.show.python import python
 
 REPEATS: Final = 12
 
@@ -40,25 +37,10 @@ async def of_a_handoff(run: Run) -> Figure:
 
 
 async def _measure(run: Run) -> list[dict[str, Any]]:
-    environment = dict(os.environ)
-    if run.fault:
-        path = os.pathsep.join(filter(None, (str(PLANTED), os.environ.get("PYTHONPATH"))))
-        environment |= {"PYTHONPATH": path, "PLANTED_FAULT": run.fault}
     repeats = "3" if run.quick else str(REPEATS)
-    bench = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.bench.handoff_cost", "--json", "--repeats", repeats),
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await bench.communicate()
-    finally:
-        if bench.returncode is None:
-            bench.kill()
-            await bench.wait()
-    if bench.returncode:
-        raise Void(f"the bench ended with {bench.returncode}: {err.decode()[-300:]}")
-    rows: list[dict[str, Any]] = json.loads(out.decode().strip().splitlines()[-1])["rows"]
+    words = ("-m", "tests.bench.handoff_cost", "--json", "--repeats", repeats)
+    code, out, err = await python(*words, fault=run.fault)
+    if code:
+        raise Void(f"the bench ended with {code}: {err[-300:]}")
+    rows: list[dict[str, Any]] = json.loads(out.strip().splitlines()[-1])["rows"]
     return rows

@@ -18,9 +18,8 @@ from bus.codec import Decoded
 from bus.history import History, decode_stored
 from components.cli.rundir import RunDir, RunFile
 from tests.show.proof import Void
+from tests.show.python import planted
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PLANTED = Path(__file__).parent / "planted"
 SWITCHYARD = (sys.executable, "-P", "-m", "components.cli")
 
 
@@ -39,10 +38,7 @@ class Fleet:
         self._arguments = arguments
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("SWITCHYARD_")}
         self._environment |= {f"SWITCHYARD_{k.upper()}": str(v) for k, v in settings.items()}
-        if fault:
-            # `sitecustomize` of that folder changes the product's code as it is imported.
-            path = os.pathsep.join(filter(None, (str(PLANTED), os.environ.get("PYTHONPATH"))))
-            self._environment |= {"PYTHONPATH": path, "PLANTED_FAULT": fault}
+        self._environment |= planted(fault)
         self._up: asyncio.subprocess.Process | None = None
         self.url = ""
         self.ready_s = 0.0

@@ -1,13 +1,10 @@
 """Test suites as proofs: pytest's own closing line is the figure."""
 
-import asyncio
-import os
 import re
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 
-from tests.show.fleet import PLANTED, REPOSITORY
 from tests.show.proof import Figure, Run, Skip, Void
+from tests.show.python import python
 
 _COUNTS = re.compile(r"(\d+) (passed|failed|error|errors|skipped)\b")
 
@@ -30,22 +27,7 @@ def suite(*paths: str, at_least: int) -> Callable[[Run], Awaitable[Figure]]:
 
 
 async def _run(paths: tuple[str, ...], fault: str | None) -> tuple[Mapping[str, int], str]:
-    environment = dict(os.environ)
-    if fault:
-        path = os.pathsep.join(filter(None, (str(PLANTED), os.environ.get("PYTHONPATH"))))
-        environment |= {"PYTHONPATH": path, "PLANTED_FAULT": fault}
-    pytest = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths),
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        out, _ = await pytest.communicate()
-    finally:
-        if pytest.returncode is None:
-            pytest.kill()
-            await pytest.wait()
-    lines = out.decode().strip().splitlines() or [""]
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+    _, out, err = await python(*words, fault=fault)
+    lines = (out.strip() or err.strip()).splitlines() or [""]
     return {what: int(count) for count, what in _COUNTS.findall(lines[-1])}, lines[-1]

@@ -13,8 +13,9 @@ from components.replay.recording import Recording
 from components.simulator.two_phase import Fleet as Modelled
 from components.simulator.two_phase import predict
 from schemas.request import RequestEvent, RequestEventsBatched
-from tests.show.fleet import REPOSITORY, SWITCHYARD, Fleet
+from tests.show.fleet import SWITCHYARD, Fleet
 from tests.show.proof import Figure, Run, Void
+from tests.show.python import REPOSITORY
 
 TRACE = REPOSITORY / "tests" / "data" / "azure_conv_slice.csv.gz"
 PROFILE = "llama3-8b/tp1/h100"

@@ -5,6 +5,11 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.engine.connector.ends import Ends
+from tests.engine.connector.link_promises import (  # noqa: F401  (collected here)
+    test_a_silent_peer_ends_the_wait_at_the_deadline_and_a_new_link_works,
+    test_closing_a_link_wakes_who_waits_on_it,
+    test_links_one_after_the_other_leave_nothing_behind,
+)
 
 
 @pytest.fixture
@@ -29,18 +34,6 @@ async def test_a_killed_peer_ends_the_wait_at_once(run):
     assert d["ms"] < 2_000
 
 
-async def test_a_silent_peer_ends_the_wait_at_the_deadline_and_a_new_link_works(run):
-    _, d = await run("silent")
-    assert d["error"] == "LinkTimedOut"
-    assert 490 < d["ms"] < 2_000
-
-
-async def test_closing_a_link_wakes_who_waits_on_it(run):
-    _, d = await run("closed")
-    assert d["error"] == "LinkFailed"
-    assert d["ms"] < 900
-
-
 async def test_an_end_that_waits_for_the_other_in_vain_gives_up(run):
     p, _ = await run("alone")
     assert "in time" in p["error"]
@@ -51,9 +44,3 @@ async def test_an_end_that_freezes_while_the_link_is_opened_costs_no_more_than_t
     p, _ = await run("froze")
     assert p["error"]
     assert p["ms"] < 2_000
-
-
-async def test_twenty_links_one_after_the_other_leave_nothing_behind(run):
-    for seen in await run("cycles"):
-        assert seen["last"] == seen["first"]
-        assert seen["boards"] == 0

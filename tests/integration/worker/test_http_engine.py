@@ -29,6 +29,7 @@ from schemas.fleet import HeartbeatSent
 from tests.support.nats import until
 from tests.support.openai_server import Fault, OpenAIServer
 from tests.support.sglang_server import logprob, told
+from tests.support.sink import Sink
 
 PROMPT = tuple(range(300, 320))
 FAST: dict[str, Any] = {
@@ -51,19 +52,14 @@ def tokenizer_dir(tmp_path):
     return tmp_path
 
 
-class Agent:
+class Agent(Sink):
     """An engine, all that it said, and its server."""
 
     def __init__(self, server, settings, faults):
         self.server = server
         model = ServedModel("m", 1, server.url, 1000, 8, 2048, None)
         self.engine = OpenAIEngine(model, settings, clock=SystemClock(), on_fault=faults.append)
-        self.entries, self.events, self.calls = [], [], []
-
-    def sink(self, entries, events):
-        self.calls.append((list(entries), list(events)))
-        self.entries += entries
-        self.events += events
+        super().__init__()
 
     def submit(self, name="r1", *, attempt=1, phase="aggregated", prompt=PROMPT, kv=None,
                emitted=None, peer=None, **sampling):  # fmt: skip
@@ -72,18 +68,6 @@ class Agent:
         job = Job(name, attempt, phase, tuple(prompt), parameters, given, (), kv, peer=peer)
         self.engine.submit(job)
         return job
-
-    def of(self, name="r1", choice=0):
-        return [e for e in self.entries if e[0] == name and e[2] == choice]
-
-    def finish(self, name="r1", choice=0):
-        entries = self.of(name, choice)
-        return entries[-1][7] if entries else None
-
-    def said(self, name="r1", choice=0):
-        """(ids, text)"""
-        entries = self.of(name, choice)
-        return [i for e in entries for i in e[4]], "".join(e[5] for e in entries)
 
     async def finished(self, name="r1", choice=0):
         await until(lambda: bool(self.finish(name, choice) or self.events), f"the end of {name}")
@@ -120,7 +104,7 @@ def agent(tokenizer_dir):
         )
         made = Agent(server, settings, faults)
         try:
-            await made.engine.start(made.sink)
+            await made.engine.start(made)
             yield made
             await made.idle()
         finally:
@@ -369,7 +353,7 @@ async def test_it_starts_when_the_server_does_and_not_before(tokenizer_dir):
     port = server.port
     await server.stop()
     made = Agent(server, OpenAISettings(**FAST), [])
-    starting = asyncio.ensure_future(made.engine.start(made.sink))
+    starting = asyncio.ensure_future(made.engine.start(made))
     await asyncio.sleep(0.05)
     assert not starting.done()
     await server.start(port)
@@ -391,12 +375,12 @@ async def test_a_server_that_is_not_the_one_is_said_at_the_start(given, says):
     made = Agent(server, OpenAISettings(**FAST), [])
     try:
         if says is None:  # the only model there is, under its own name
-            await made.engine.start(made.sink)
+            await made.engine.start(made)
             assert (await made.run(prompt=b"x"))[0]
             assert server.requests[0]["model"] == "other"
         else:
             with pytest.raises(CannotStart, match=says):
-                await made.engine.start(made.sink)
+                await made.engine.start(made)
     finally:
         await made.engine.stop()
         await server.stop()

@@ -27,6 +27,7 @@ from components.worker.sglang.settings import SglangSettings
 from schemas.body import SamplingParameters
 from tests.support.nats import until
 from tests.support.sglang_server import Fault, Hub, SglangServer, logprob, piece, servers, told
+from tests.support.sink import Sink
 
 PROMPT = tuple(range(300, 320))
 FAST = {
@@ -129,18 +130,13 @@ class Nobody(SglangServer):
         pass
 
 
-class Agent:
+class Agent(Sink):
     """An engine, everything that it said, and its servers."""
 
     def __init__(self, made, hub, prefills, decodes, counters):
         self.engine, self.hub, self.prefills, self.decodes = made, hub, prefills, decodes
-        self.entries, self.events, self.calls = [], [], 0
+        super().__init__()
         self.counters = counters
-
-    def sink(self, entries, events):
-        self.calls += 1
-        self.entries += entries
-        self.events += events
 
     def submit(self, request_id="r1", *, prompt=PROMPT, emitted=None, pages=(), **sampling):
         given = {c: Emitted(tuple(ids)) for c, ids in (emitted or {}).items()}
@@ -148,18 +144,6 @@ class Agent:
         job = Job(request_id, 1, "aggregated", prompt, parameters, given, pages)
         self.engine.submit(job)
         return job
-
-    def of(self, request_id="r1", choice=0):
-        return [e for e in self.entries if e[0] == request_id and e[2] == choice]
-
-    def said(self, request_id="r1", choice=0):
-        """(ids, text)"""
-        entries = self.of(request_id, choice)
-        return [i for e in entries for i in e[4]], "".join(e[5] for e in entries)
-
-    def finish(self, request_id="r1", choice=0):
-        entries = self.of(request_id, choice)
-        return entries[-1][7] if entries else None
 
     def has_ended(self, request_id, choice=0):
         return bool(self.finish(request_id, choice) or self.events)
@@ -235,7 +219,7 @@ def agent(tokenizer_dir):
                 model, settings, clock=SystemClock(), count=counters.add, on_fault=faults.append
             )
             yard = Agent(one, hub, ps, ds, counters)
-            await one.start(yard.sink)
+            await one.start(yard)
             try:
                 yield yard
             finally:
