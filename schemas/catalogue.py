@@ -17,7 +17,15 @@ from schemas.message import Message
 
 #: ``connector`` is one rank of an engine, a process beside its agent: it moves KV and nothing else.
 Component = Literal[
-    "gateway", "scheduler", "router", "registry", "bridge", "worker", "connector", "operator"
+    "gateway",
+    "scheduler",
+    "router",
+    "registry",
+    "bridge",
+    "worker",
+    "replay",
+    "connector",
+    "operator",
 ]
 
 ALL: Final[tuple[Component, ...]] = (
@@ -27,6 +35,7 @@ ALL: Final[tuple[Component, ...]] = (
     "registry",
     "bridge",
     "worker",
+    "replay",
 )
 
 

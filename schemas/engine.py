@@ -40,7 +40,8 @@ class EngineLoadReported(Message):
     ``kv_pages_*`` pages of 16 tokens, ``watermark`` engine steps since its start. ``admitted`` says
     which dispatches are in these figures; a reader adds its own later ones. ``leases`` counts
     handoffs that hold blocks. ``router_epoch_max`` is the highest router epoch the worker obeys.
-    An engine that is not ``running`` makes no steps, and is not to blame for it.
+    An engine that is not ``running`` makes no steps, and is not to blame for it. ``at_ms`` is the
+    worker's wall clock, by which the past is asked for.
     """
 
     schema_id: ClassVar[str] = "engine.load_reported.v1"
@@ -69,6 +70,7 @@ class EngineLoadReported(Message):
     accepting: bool = True
     activity: EngineActivity = "running"
     step_fit: StepTimeFit | None = None
+    at_ms: int = 0
 
 
 class EngineStateReceived(Message):

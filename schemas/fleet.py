@@ -35,7 +35,10 @@ class HeartbeatSent(Message):
 
 
 class FleetJoined(Message):
-    """A process was heard for the first time under this epoch. Kept in FLEET."""
+    """A process was heard for the first time under this epoch. Kept in FLEET.
+
+    ``at_ms``, here and below: the wall clock of whoever says it.
+    """
 
     schema_id: ClassVar[str] = "fleet.joined.v1"
 
@@ -47,6 +50,7 @@ class FleetJoined(Message):
     role: Role | None = None
     model: str | None = None
     settings_hash: str = ""
+    at_ms: int = 0
 
 
 class FleetLeft(Message):
@@ -59,6 +63,7 @@ class FleetLeft(Message):
     process_epoch: int
     lost: bool
     silent_ms: int = 0
+    at_ms: int = 0
 
 
 class FleetRegistered(Message):
@@ -76,6 +81,7 @@ class FleetRegistered(Message):
     kv_address: str = ""
     by: Literal["ping", "static"] = "ping"
     ttl_ms: int = Field(default=0, ge=0)
+    at_ms: int = 0
 
 
 class FleetExpired(Message):
@@ -86,6 +92,7 @@ class FleetExpired(Message):
     instance: str
     role: Role
     silent_ms: int = Field(default=0, ge=0)
+    at_ms: int = 0
 
 
 class ShowComponent(Message):

@@ -22,6 +22,8 @@ class JournalAppended(Message):
 
     and ``outcomes`` a packed array of ``[schema id, key, digest]``: what left, in order, where
     ``digest`` is 8 bytes of the packed message's xxh3 hash.
+
+    ``at_ms`` is the owner's wall clock, for people who ask for an instant; no core sees it.
     """
 
     schema_id: ClassVar[str] = "journal.appended.v1"
@@ -33,6 +35,7 @@ class JournalAppended(Message):
     settings_hash: str
     inputs: bytes
     outcomes: bytes
+    at_ms: int = 0
 
 
 class JournalSnapshotted(Message):
@@ -51,3 +54,4 @@ class JournalSnapshotted(Message):
     settings_hash: str
     settings: str
     state: bytes
+    at_ms: int = 0

@@ -92,12 +92,13 @@ class Registrar:
         self._host.counters["registered_engines"] = len(self._core)
 
     def _perform(self, outcomes: list[Outcome]) -> None:
-        bus = self._host.bus
+        bus, now = self._host.bus, {"at_ms": self._host.clock.wall_ms()}
         for outcome in outcomes:
-            match outcome:
+            dated = outcome.model_copy(update=now)
+            match dated:
                 case FleetRegistered():
-                    bus.publish(subjects.fleet_registered(outcome.instance), outcome)
+                    bus.publish(subjects.fleet_registered(dated.instance), dated)
                 case FleetExpired():
-                    bus.publish(subjects.fleet_expired(outcome.instance), outcome)
+                    bus.publish(subjects.fleet_expired(dated.instance), dated)
                 case _:
                     assert_never(outcome)

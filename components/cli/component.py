@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 Overrides = dict[str, object]
-NOT_SETTINGS: Final = {"command", "assignments", "engine_arguments"}
+NOT_SETTINGS: Final = {"command", "what", "assignments", "engine_arguments"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ FLAGS: Final[dict[str, tuple[Flag, ...]]] = {
     "scheduler": (),
     "router": (),
     "registry": (),
+    "replay": (
+        Flag("--history-key-file", "history_key_file", "nkey seed that lets it read streams"),
+    ),
 }
 
 

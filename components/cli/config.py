@@ -24,6 +24,7 @@ MODELS: Final = {
     "router": ("components.router.settings", "RouterSettings"),
     "registry": ("components.registry.settings", "RegistrySettings"),
     "bridge": ("components.bridge.settings", "BridgeSettings"),
+    "replay": ("components.replay.settings", "ReplaySettings"),
     "worker": ("components.worker.settings", "WorkerSettings"),
 }
 

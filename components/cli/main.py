@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "registry": ("component", "run one registry: which processes and engines exist"),
     "bridge": ("component", "run one bridge: UDP engine state onto the bus"),
     "worker": ("component", "run one worker: the agent beside an engine"),
+    "replay": ("replay", "the past: read it, replay it, export it; `serve` answers questions"),
 }
 
 

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 #: Ctrl-C ends them in this order: no new requests, then nobody who would wait for another.
-STOP_ORDER: Final = ("gateway", "bridge", "scheduler", "router", "worker", "registry")
+STOP_ORDER: Final = (
+    "gateway",
+    "bridge",
+    "scheduler",
+    "router",
+    "worker",
+    "registry",
+    "replay",
+)
 Role = Literal["prefill", "decode", "aggregated"]
 
 
@@ -98,6 +106,7 @@ def planned(
         Planned("router", "router-0"),
         *workers,
         Planned("bridge", "bridge-0", ("--host", udp[0], "--udp-port", str(udp[1]), *bridge)),
+        Planned("replay", "replay-0", ("serve",)),
     )
 
 

@@ -151,6 +151,9 @@ class Yard:
         more += ["--key-file", str(key_file)] if key_file else []
         if process.component == "worker":
             more += connectors.arguments(self._keys, process.instance, self._ranks)
+        if process.component == "replay":
+            history_key = keyring.find(self._keys, keyring.HISTORY, keyring.HISTORY)
+            more += ["--history-key-file", str(history_key)] if history_key else []
         more += ["--config", str(self._config)] if self._config else []
         return Planned(
             process.component,

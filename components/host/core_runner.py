@@ -147,6 +147,7 @@ class CoreRunner:
             settings_hash=self._settings_hash,
             inputs=pack_inputs(inputs),
             outcomes=pack_outcomes(outcomes),
+            at_ms=self._host.clock.wall_ms(),
         )
         self._host.bus.publish(subjects.journal_appended(self._host.instance), entry)
 
@@ -160,5 +161,6 @@ class CoreRunner:
             settings_hash=self._settings_hash,
             settings=self._settings_json,
             state=codec.pack(self._core.snapshot()),
+            at_ms=self._host.clock.wall_ms(),
         )
         self._host.bus.publish(subjects.journal_snapshotted(self._host.instance), snapshot)

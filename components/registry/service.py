@@ -1,6 +1,6 @@
 """Hears the fleet, keeps the picture, tells FLEET what changed, answers ``ShowFleet``."""
 
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from bus import subjects
 from bus.bus import Received, Subscription
@@ -18,6 +18,8 @@ from schemas.fleet import (
     HeartbeatSent,
     ShowFleet,
 )
+
+Event = TypeVar("Event", FleetJoined, FleetLeft)
 
 
 class RegistryService:
@@ -99,10 +101,13 @@ class RegistryService:
         for outcome in outcomes:
             match outcome:
                 case FleetJoined():
-                    bus.publish(subjects.fleet_joined(outcome.instance), outcome)
+                    bus.publish(subjects.fleet_joined(outcome.instance), self._dated(outcome))
                 case FleetLeft():
-                    bus.publish(subjects.fleet_left(outcome.instance), outcome)
+                    bus.publish(subjects.fleet_left(outcome.instance), self._dated(outcome))
                 case Count():
                     self._host.counters.add(outcome.name, outcome.by)
                 case _:
                     assert_never(outcome)
+
+    def _dated(self, event: Event) -> Event:
+        return event.model_copy(update={"at_ms": self._host.clock.wall_ms()})

@@ -134,7 +134,7 @@ class WorkerCore:
         """The attempts that are here."""
         return tuple(attempt.key for attempt in self._attempts.values())
 
-    def load_report(self, load: EngineLoad) -> EngineLoadReported:
+    def load_report(self, load: EngineLoad, at_ms: int = 0) -> EngineLoadReported:
         """The engine's own figures, and what the agent holds for it or has not given it yet."""
         waiting = sum(a.choices_left for a in self._attempts.values() if a.state == "waiting")
         pages = load.kv_pages_used + self._receives.reserved_pages
@@ -163,6 +163,7 @@ class WorkerCore:
             accepting=self.posture.is_open and not self.draining,
             activity=self.posture.activity,
             step_fit=load.step_fit,
+            at_ms=at_ms,
         )
 
     # An attempt comes

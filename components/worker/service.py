@@ -328,7 +328,7 @@ class Worker:
         if core is None:
             return
         load = self._engine.load()
-        report = core.load_report(load)
+        report = core.load_report(load, self._host.clock.wall_ms())
         self._host.counters["external_hit_tokens"] = load.external_hit_tokens
         self._host.counters["leases"] = report.leases
         self._host.counters["attempts"] = len(core.running)

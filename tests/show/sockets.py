@@ -46,7 +46,7 @@ async def only_nats(run: Run) -> Figure:
     return Figure(text, not foreign, {"foreign": foreign})
 
 
-COMPONENTS = frozenset({"gateway", "scheduler", "router", "registry", "bridge", "worker"})
+COMPONENTS = frozenset({"gateway", "scheduler", "router", "registry", "bridge", "worker", "replay"})
 
 
 def _sockets(pid: int) -> list[tuple[str, int, int | None]]:

@@ -48,6 +48,7 @@ INSTANCES = {
     "router": ("router-0", "router-1"),
     "registry": ("registry-0",),
     "bridge": ("bridge-0",),
+    "replay": ("replay-0",),
     "worker": ("prefill-0", "prefill-1", "decode-0", "decode-1", "aggregated-0", "aggregated-1"),
     "operator": ("operator",),
     "history": ("history",),

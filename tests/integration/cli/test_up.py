@@ -38,6 +38,7 @@ COMPONENTS = {
     "scheduler-0": "scheduler",
     "router-0": "router",
     "registry-0": "registry",
+    "replay-0": "replay",
     "bridge-0": "bridge",
     "prefill-0": "worker",
     "decode-0": "worker",

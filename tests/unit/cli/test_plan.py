@@ -56,6 +56,6 @@ def test_too_few_gpus_are_refused():
         planned(Engines(1, 1, 0), http=HTTP, udp=UDP, devices=(0,))
 
 
-def test_the_gateway_is_ended_first_and_the_registry_last():
-    assert (STOP_ORDER[0], STOP_ORDER[-1]) == ("gateway", "registry")
+def test_the_gateway_is_ended_first_and_whoever_keeps_the_record_last():
+    assert (STOP_ORDER[0], STOP_ORDER[-1]) == ("gateway", "replay")
     assert STOP_ORDER.index("router") < STOP_ORDER.index("worker")
