@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(shell cat $(LOCKS)/dev.txt pyproject.toml | cksum 
 
 .DEFAULT_GOAL := help
 .PHONY: help install up test check check-format check-lint check-types check-imports format \
-	lock lock-vllm-cuda wheel-smoke show-main-job show-handoff bench clean install-engine \
+	lock lock-vllm-cuda wheel-smoke show-main-job show-state show-handoff bench clean install-engine \
 	test-engine test-gpu engine-smoke
 
 help: ## this list
@@ -63,6 +63,9 @@ wheel-smoke: $(STAMP) ## build the wheel, install it elsewhere, serve one chat f
 
 show-main-job: $(STAMP) ## show every claim with its figure; CONTROL=1: the planted faults that must fail
 	@$(BIN)/python -m tests.show.main_job $(if $(CONTROL),--control)
+
+show-state: $(STAMP) ## the state plane and the replayed past: claims, figures, bars; CONTROL=1: planted faults
+	@$(BIN)/python -m tests.show.state_plane $(if $(CONTROL),--control)
 
 bench: $(STAMP) ## load on a running system: make bench URL=http://127.0.0.1:8000 ARGS="--requests 500"
 	@$(BIN)/switchyard bench serve --url $(or $(URL),http://127.0.0.1:8000) \
