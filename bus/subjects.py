@@ -213,6 +213,25 @@ def journal_snapshotted(owner: str) -> str:
     return _subject("evt.journal.snapshotted", owner)
 
 
+# The past.
+
+
+def show_instant() -> str:
+    return _subject("ask.instant.show")
+
+
+def explain_request() -> str:
+    return _subject("ask.request.explain")
+
+
+def read_past() -> str:
+    return _subject("ask.past.read")
+
+
+def replay_journal() -> str:
+    return _subject("ask.journal.replay")
+
+
 # Any of the above, by class.
 
 

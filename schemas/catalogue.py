@@ -12,7 +12,18 @@ read those meant for it.
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from schemas import attempt, body, engine, fleet, handoff, journal, links, request, routing
+from schemas import (
+    attempt,
+    body,
+    engine,
+    fleet,
+    handoff,
+    journal,
+    links,
+    past,
+    request,
+    routing,
+)
 from schemas.message import Message
 
 #: ``connector`` is one rank of an engine, a process beside its agent: it moves KV and nothing else.
@@ -349,6 +360,35 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("scheduler", "router"),
         (),
         sender_is="owner",
+    ),
+    # The past.
+    Entry(
+        past.ShowInstant,
+        "ask.instant.show",
+        ("operator", "gateway"),
+        ("replay",),
+        reply=past.ShowInstantReply,
+    ),
+    Entry(
+        past.ExplainRequest,
+        "ask.request.explain",
+        ("operator", "gateway"),
+        ("replay",),
+        reply=past.ExplainRequestReply,
+    ),
+    Entry(
+        past.ReadPast,
+        "ask.past.read",
+        ("operator", "gateway"),
+        ("replay",),
+        reply=past.ReadPastReply,
+    ),
+    Entry(
+        past.ReplayJournal,
+        "ask.journal.replay",
+        ("operator", "gateway"),
+        ("replay",),
+        reply=past.ReplayJournalReply,
     ),
 )
 

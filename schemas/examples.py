@@ -54,6 +54,26 @@ from schemas.handoff import (
 from schemas.journal import JournalAppended, JournalSnapshotted
 from schemas.links import KvMoved, PostLinkKey, PullKv, PullKvReply, ReleaseKv
 from schemas.message import Message
+from schemas.past import (
+    Choice,
+    ConsideredCandidate,
+    CoreThen,
+    Difference,
+    ExplainRequest,
+    ExplainRequestReply,
+    Happened,
+    LifeReplayed,
+    PlacedThen,
+    ProcessThen,
+    ReadPast,
+    ReadPastReply,
+    ReplayJournal,
+    ReplayJournalReply,
+    ShowInstant,
+    ShowInstantReply,
+    StepThen,
+    WaitingThen,
+)
 from schemas.request import (
     CancelRequest,
     RequestCard,
@@ -366,6 +386,136 @@ _ALL: Final[tuple[Message, ...]] = (
         settings_hash="5f0c6a1e",
         settings="{}",
         state=b"\x80",
+    ),
+    ShowInstant(at_ms=1_795_000_020_000),
+    ShowInstantReply(
+        at_ms=1_795_000_020_000,
+        processes=(
+            ProcessThen(
+                component="worker",
+                instance="decode-0",
+                process_epoch=1_795_000_000_100,
+                host="a",
+                joined_ms=1_795_000_000_400,
+            ),
+        ),
+        engines=(EngineEntry(engine="decode-0", age_ms=80, stale=False, load=LOAD),),
+        cores=(
+            CoreThen(
+                component="scheduler",
+                instance="scheduler-0",
+                process_epoch=1_795_000_000_300,
+                entry=812,
+                whole=True,
+                age_ms=12,
+            ),
+        ),
+        waiting=(
+            WaitingThen(
+                request_id="r-1", tenant="default", attempt=1, prompt_tokens=512, waited_ms=40
+            ),
+        ),
+        placed=(
+            PlacedThen(
+                request_id="r-0",
+                tenant="default",
+                attempt=1,
+                worker="decode-0",
+                prefill_worker="prefill-0",
+            ),
+        ),
+        read={"ENGINE_STATE": 9120, "FLEET": 14, "JOURNAL": 40_211},
+    ),
+    ExplainRequest(request_id=CARD.request_id),
+    ExplainRequestReply(
+        request_id=CARD.request_id,
+        found=True,
+        model=CARD.model,
+        tenant=CARD.tenant,
+        prompt_tokens=CARD.prompt_tokens,
+        output_tokens=64,
+        outcome="finished",
+        attempts=1,
+        queue_ms=0.4,
+        phases_ms={"queued": 0.4, "prefill": 21.0, "decode": 512.0, "total": 534.2},
+        choices=(
+            Choice(
+                attempt=1,
+                policy="least_loaded",
+                what="decode",
+                candidates=(
+                    ConsideredCandidate(
+                        worker="decode-0",
+                        chosen=True,
+                        terms={"load": 2, "room": 30, "queued_tokens": 0, "free_pages": 800},
+                        state_seq=41,
+                        state_age_ms=12,
+                        cost_ms=9.5,
+                    ),
+                    ConsideredCandidate(
+                        worker="decode-1",
+                        chosen=False,
+                        terms={"load": 5, "room": 27, "queued_tokens": 0, "free_pages": 612},
+                        state_seq=44,
+                        state_age_ms=30,
+                        cost_ms=11.0,
+                    ),
+                ),
+                best_alternative="decode-1",
+                saved_ms=1.5,
+            ),
+        ),
+        steps=(
+            StepThen(
+                step="accepted",
+                attempt=1,
+                source="gateway-0",
+                at_ms=1_795_000_020_000,
+                since_ms=0,
+                detail={"prompt_tokens": CARD.prompt_tokens},
+            ),
+        ),
+    ),
+    ReadPast(from_ms=1_795_000_020_000, to_ms=1_795_000_021_000, streams=("REQUESTS",)),
+    ReadPastReply(
+        events=(
+            Happened(
+                at_ms=1_795_000_020_000,
+                stream="REQUESTS",
+                seq=77,
+                source="gateway-0",
+                what="accepted",
+                text="r-1 attempt=1",
+            ),
+        ),
+    ),
+    ReplayJournal(route="round_robin"),
+    ReplayJournalReply(
+        lives=(
+            LifeReplayed(
+                component="router",
+                instance="router-0",
+                process_epoch=1_795_000_000_200,
+                entries=5120,
+                inputs=6011,
+                decisions=2400,
+                exact=True,
+            ),
+        ),
+        policy="route=round_robin",
+        compared=600,
+        different=1,
+        effect_ms_mean=1.5,
+        differences=(
+            Difference(
+                request_id="r-1",
+                attempt=1,
+                kind="placed",
+                recorded="decode-0",
+                instead="decode-1",
+                effect_ms=1.5,
+            ),
+        ),
     ),
 )
 

@@ -10,7 +10,11 @@ from schemas.request import RequestCard
 
 
 class CandidateCost(Part):
-    """What the router knew of one worker when it chose: cost terms, and how old the state was."""
+    """What the router knew of one worker when it chose: cost terms, and how old the state was.
+
+    ``cost_ms`` is what the engine model says of this request there (``components.domain.cost``);
+    None for an engine that has not said yet what its steps cost.
+    """
 
     worker: str
     chosen: bool
@@ -18,6 +22,9 @@ class CandidateCost(Part):
     room: int
     state_seq: int
     state_age_ms: int
+    queued_tokens: int = 0
+    free_pages: int = 0
+    cost_ms: float | None = None
 
 
 class Plan(Part):

@@ -332,6 +332,9 @@ def _reasons(policy: str, plan: Plan, worker: Pick) -> Detail:
         "rooms": [c.room for c in candidates],
         "state_seqs": [c.state_seq for c in candidates],
         "state_ages_ms": [c.state_age_ms for c in candidates],
+        "queued_tokens": [c.queued_tokens for c in candidates],
+        "free_pages": [c.free_pages for c in candidates],
+        "costs_ms": [c.cost_ms for c in candidates],
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from components.domain.cost import first_token_ms, next_token_ms
 from components.router.policies import POLICIES, Candidate, Policy, Pool
 from components.router.settings import RouterSettings
 from components.router.view import EngineView, pages_of
@@ -130,6 +131,9 @@ class Placement:
                 room=rooms[v.heartbeat.instance],
                 state_seq=v.report_seq,
                 state_age_ms=round((now_s - v.report_s) * 1000),
+                queued_tokens=v.queued_tokens,
+                free_pages=v.free_pages,
+                cost_ms=_cost_ms(card, v, role),
             )
             for v in fresh
         )
@@ -157,3 +161,14 @@ class Placement:
                 return 0
             return max(0, self.settings.prefill_requests_max - load)
         return max(0, view.report.seqs_max + self.settings.decode_overbook - load)
+
+
+def _cost_ms(card: RequestCard, view: EngineView, role: Role) -> float | None:
+    """For whoever asks why later; no policy of these reads it."""
+    assert view.report is not None
+    tokens = card.prompt_tokens + card.emitted_tokens
+    if role == "decode":
+        return next_token_ms(view.report, running=view.load, tokens=tokens)
+    return first_token_ms(
+        view.report, running=view.load, queued_tokens=view.queued_tokens, tokens=tokens
+    )

@@ -29,16 +29,6 @@ _FEATURES: Final = 4
 _NEWEST: Final = 0.05
 
 
-def step_ms(fit: StepTimeFit, *, tokens: int, running: int, context: int) -> float:
-    """What such a step takes by this fit, in ms."""
-    return (
-        fit.base_ms
-        + fit.per_token_ms * tokens
-        + fit.per_seq_ms * running
-        + fit.per_context_token_ms * context
-    )
-
-
 class StepFit:
     """One engine's."""
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from components.domain.cost import step_ms
 from components.domain.pages import PAGE_TOKENS, pages_for
 from components.host.clock import SystemClock
 from components.host.tasks import Tasks
@@ -34,7 +35,6 @@ from components.worker.engine import (
     Sink,
 )
 from components.worker.outbox import Outbox
-from components.worker.step_fit import step_ms
 from components.worker.vllm.backend import (
     Backend,
     BadParameter,

@@ -123,9 +123,9 @@ def test_the_containers_are_the_processes_of_an_up():
 
 
 def test_each_container_sees_its_own_key_and_no_other():
-    for instance, component in instances().items():
+    for instance, kind in instances().items():
         (service,) = [s for s in SERVICES.values() if instance in s["command"]]
-        reads_the_past = ["history.nk"] if component == "replay" else []
+        reads_the_past = ["history.nk"] if kind == "replay" else []
         assert service["secrets"] == [f"{instance}.nk", *reads_the_past]
         assert f"/run/secrets/{instance}.nk" in service["command"]
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from components.domain.bodies import Emitted
+from components.domain.cost import step_ms
 from components.domain.engine_model.request import EngineLimits
 from components.domain.pages import page_hashes
 from components.domain.profiles import StepTimeProfile, profile_named
@@ -23,7 +24,6 @@ from components.worker.engine import (
 )
 from components.worker.simulated.engine import SimulatedEngine, SimulatedModel
 from components.worker.simulated.link import SimulatedLink
-from components.worker.step_fit import step_ms
 from schemas.body import SamplingParameters
 from tests.support.nats import until
 

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from components.worker.step_fit import FORGET, SAMPLES_MIN, StepFit, step_ms
+from components.domain.cost import step_ms
+from components.worker.step_fit import FORGET, SAMPLES_MIN, StepFit
 
 TRUTH = (6.0, 0.02, 0.05, 0.0001)
 
