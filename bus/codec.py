@@ -56,8 +56,8 @@ def unpack(data: bytes) -> Any:
 
 
 def digest(value: Any) -> bytes:
-    """8 bytes that change when anything in the plain ``value`` changes."""
-    return xxhash.xxh3_64_digest(pack(value))
+    """8 bytes that change when anything in ``value`` changes: plain values, and parts in them."""
+    return xxhash.xxh3_64_digest(_encoder.encode(value))
 
 
 def encode(

@@ -29,6 +29,10 @@ from bus.subjects import PREFIX
 #: One batch ends at whichever comes first (but holds at least one message, of up to 8 MB).
 BATCH_MESSAGES_MAX: Final = 512
 BATCH_BYTES_MAX: Final = 1024 * 1024
+#: Subjects that the server lets one question be about, and how it says that there are more.
+SUBJECTS_MAX: Final = 1024
+_TOO_MANY: Final = "status 413"
+LOOK_BACK: Final = 100_000
 POLL_MIN_S: Final = 0.01
 POLL_MAX_S: Final = 0.2
 
@@ -111,6 +115,41 @@ class History(Asking):
             if not batch:
                 return
             next_seq = batch[-1].seq + 1
+
+    async def first_from(self, stream: str, seq: int) -> Stored | None:
+        """The oldest message that is kept from ``seq`` on; None when none follows."""
+        wanted = {"seq": seq, "next_by_subj": ">"}
+        address, question = f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode()
+        messages = await self._questions.ask(stream, address, question, one=True)
+        return self._stored(messages[0]) if messages else None
+
+    async def last_of_each(self, stream: str, subject: str, up_to_seq: int) -> list[Stored]:
+        """The last message of each subject that matches, up to ``up_to_seq``, oldest first.
+
+        Beyond ``SUBJECTS_MAX`` subjects the server refuses; then the last ``LOOK_BACK`` messages
+        are read instead, so whoever was silent for longer is missing.
+        """
+        wanted = {
+            "multi_last": [self._prefix + subject.removeprefix(PREFIX)],
+            "up_to_seq": up_to_seq,
+        }
+        address, question = f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode()
+        try:
+            messages = await self._questions.ask(stream, address, question, one=False)
+        except StreamUnavailable as error:
+            if _TOO_MANY not in str(error):
+                raise
+            return await self._look_back(stream, subject, up_to_seq)
+        return sorted(map(self._stored, messages), key=lambda stored: stored.seq)
+
+    async def _look_back(self, stream: str, subject: str, up_to_seq: int) -> list[Stored]:
+        last: dict[str, Stored] = {}
+        start_seq = max(1, up_to_seq - LOOK_BACK)
+        async for stored in self.read(stream, start_seq=start_seq, subject=subject):
+            if stored.seq > up_to_seq:
+                break
+            last[stored.subject] = stored
+        return sorted(last.values(), key=lambda stored: stored.seq)
 
     async def follow(
         self, stream: str, *, start_seq: int | None = None, subject: str | None = None

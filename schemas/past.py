@@ -12,6 +12,9 @@ from schemas.codes import RequestStep, Role
 from schemas.fleet import EngineEntry, FleetRegistered
 from schemas.message import Message, Part
 
+#: Why a question about the past has no answer; ``detail`` beside it says it in words.
+PastRefusal = Literal["history_unavailable", "bad_policy", "bad_cursor", "too_much"]
+
 #: A detail of a step: numbers, names, or a list of them.
 Value = str | int | float | list[str | int | float | None] | None
 
@@ -78,14 +81,16 @@ class ShowInstantReply(Message):
     schema_id: ClassVar[str] = "instant.show_reply.v1"
 
     at_ms: int
-    processes: tuple[ProcessThen, ...]
-    engines: tuple[EngineEntry, ...]
+    processes: tuple[ProcessThen, ...] = ()
+    engines: tuple[EngineEntry, ...] = ()
     registered: tuple[FleetRegistered, ...] = ()
     cores: tuple[CoreThen, ...] = ()
     waiting: tuple[WaitingThen, ...] = ()
     placed: tuple[PlacedThen, ...] = ()
     read: dict[str, int] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    refusal: PastRefusal | None = None
+    detail: str = ""
 
 
 class StepThen(Part):
@@ -103,7 +108,8 @@ class ConsideredCandidate(Part):
     """One engine that could have been chosen, with what was known of it then.
 
     ``state_seq`` and ``state_age_ms`` name the report it was judged on. ``cost_ms`` is the engine
-    model's: to the first token for who computes the prompt, one step for who only writes.
+    model's: to the first token for who computes the prompt, one step for who only writes, the sum
+    for who does both.
     """
 
     worker: str
@@ -161,6 +167,8 @@ class ExplainRequestReply(Message):
     choices: tuple[Choice, ...] = ()
     steps: tuple[StepThen, ...] = ()
     notes: tuple[str, ...] = ()
+    refusal: PastRefusal | None = None
+    detail: str = ""
 
 
 class ReadPast(Message):
@@ -192,8 +200,10 @@ class ReadPastReply(Message):
 
     schema_id: ClassVar[str] = "past.read_reply.v1"
 
-    events: tuple[Happened, ...]
+    events: tuple[Happened, ...] = ()
     cursor: str = ""
+    refusal: PastRefusal | None = None
+    detail: str = ""
 
 
 class ReplayJournal(Message):
@@ -247,10 +257,12 @@ class ReplayJournalReply(Message):
 
     schema_id: ClassVar[str] = "journal.replay_reply.v1"
 
-    lives: tuple[LifeReplayed, ...]
+    lives: tuple[LifeReplayed, ...] = ()
     policy: str = ""
     compared: int = 0
     different: int = 0
     effect_ms_mean: float | None = None
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    refusal: PastRefusal | None = None
+    detail: str = ""

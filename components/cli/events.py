@@ -14,7 +14,7 @@ from components.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
     from bus.history import History, Stored
-    from components.cli.describe import Told
+    from components.replay.describe import Told
 
 #: How many messages are shown when nothing else is said.
 TAIL: Final = 100
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 async def _show(args: argparse.Namespace, stream: str, yard: found.Found) -> None:
     from bus.history import History
     from components.cli import keyring
-    from components.cli.describe import told
+    from components.replay.describe import told
 
     key_file = keyring.find(yard.keys, keyring.HISTORY, keyring.HISTORY)
     async with History(yard.nats_url, key_file, prefix=yard.prefix) as history:

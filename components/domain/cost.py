@@ -2,7 +2,8 @@
 
 A step takes, in ms, ``base + per_token * tokens + per_seq * running + per_context_token * context``
 (``schemas.engine.StepTimeFit``). Who computes a prompt is judged by the time to its first token
-behind what is queued there, who only writes by one step with one sequence more.
+behind what is queued there, who only writes by one step with one sequence more, who does both by
+the sum.
 """
 
 from math import ceil

@@ -91,6 +91,7 @@ class GatewayCore:
         self.requests[card.request_id] = request
         detail: Detail = {
             "model": card.model,
+            "tenant": card.tenant,
             "prompt_tokens": card.prompt_tokens,
             "output_tokens_max": card.output_tokens_max,
             "choices": card.choices,

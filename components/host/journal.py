@@ -97,7 +97,7 @@ def brief(outcome: Outcome) -> list[Any]:
             return [f"record.{outcome.step}", outcome.request_id, codec.digest(step)]
         case Send() | Ask() | Answer():
             message = outcome.message
-            sent: list[Any] = [message.schema_id, outcome.to, codec.to_fields(message)]
+            sent: list[Any] = [message.schema_id, outcome.to, message]
             return [message.schema_id, _key(outcome), codec.digest(sent)]
         case Count():
             return ["count", outcome.name, b""]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bus import codec
-from components.domain.outcomes import Core, Outcome, Record
+from components.domain.outcomes import Core, Count, Outcome, Record
 from components.host.journal import (
     EventRef,
     Input,
@@ -39,6 +39,8 @@ CORES: Final[dict[str, Callable[[str, str], Core]]] = {
 #: Finds the event behind a reference; None when the stream no longer has it.
 Resolve = Callable[[EventRef], Message | None]
 _Step = tuple[str, str, int]
+#: Outcomes of a wake-up that decided nothing.
+NOTHING: Final = pack_outcomes([])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +97,25 @@ def replay(
     return report, everything
 
 
+def apply(core: Core, entry: JournalAppended, resolve: Resolve) -> bool:
+    """Bring ``core`` past one entry; False when an event that it refers to is gone."""
+    missing: list[EventRef] = []
+    for item in unpack_inputs(entry.inputs):
+        feed(core, item, entry.now_s, resolve, missing)
+    return not missing
+
+
 def _replay_entry(
     core: Core, entry: JournalAppended, resolve: Resolve, report: Report
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
     inputs = unpack_inputs(entry.inputs)
     for item in inputs:
-        outcomes += _feed(core, item, entry.now_s, resolve, report)
+        outcomes += feed(core, item, entry.now_s, resolve, report.unresolved)
     report.entries += 1
     report.inputs += len(inputs)
+    if entry.outcomes == NOTHING and not any(not isinstance(o, Count) for o in outcomes):
+        return outcomes
     report.decisions += len(unpack_outcomes(entry.outcomes))
     if pack_outcomes(outcomes) != entry.outcomes:
         replayed = [brief(o) for o in outcomes]
@@ -111,7 +123,10 @@ def _replay_entry(
     return outcomes
 
 
-def _feed(core: Core, item: Input, now_s: float, resolve: Resolve, report: Report) -> list[Outcome]:
+def feed(
+    core: Core, item: Input, now_s: float, resolve: Resolve, missing: list[EventRef]
+) -> list[Outcome]:
+    """Give a core one recorded input; an event that is gone goes into ``missing``."""
     match item:
         case Tick():
             return core.on_tick(now_s)
@@ -120,7 +135,7 @@ def _feed(core: Core, item: Input, now_s: float, resolve: Resolve, report: Repor
         case EventRef():
             message = resolve(item)
             if message is None:
-                report.unresolved.append(item)
+                missing.append(item)
                 return []
             return core.on_message(message, now_s, item.seq)
         case Message():

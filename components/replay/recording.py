@@ -49,11 +49,18 @@ class Recording:
         """Owners and epochs that left a snapshot, oldest first."""
         return sorted(self.snapshots, key=lambda life: (life[1], life[0]))
 
+    def start(self, life: Life) -> JournalSnapshotted:
+        """The first snapshot of one life."""
+        return min(self.snapshots[life], key=lambda s: s.index)
+
+    def in_order(self, life: Life) -> list[JournalAppended]:
+        """The entries of one life."""
+        return sorted(self.entries[life], key=lambda e: e.index)
+
     def check(self, life: Life) -> Report:
         """Replay one life from its first snapshot and compare."""
-        start = min(self.snapshots[life], key=lambda s: s.index)
-        entries = sorted(self.entries[life], key=lambda e: e.index)
-        report, outcomes = replay(start, entries, self.events.get)
+        start = self.start(life)
+        report, outcomes = replay(start, self.in_order(life), self.events.get)
         if start.index == 0:  # else the history also holds what happened before the snapshot
             compare_with_history(report, outcomes, self.steps[life])
         return report

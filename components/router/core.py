@@ -211,7 +211,8 @@ class RouterCore:
             router=self.instance,
             router_epoch=self.epoch,
         )
-        reasons = _reasons(self.settings.policy, plan, worker)
+        prefills = len(prefill.costs) if prefill else 0
+        reasons = _reasons(self.settings.policy, plan, worker, prefills)
         routed = Record(card.request_id, "routed", plan.attempt, trace, reasons)
         sent = Record(
             card.request_id,
@@ -314,9 +315,10 @@ def _plan(card: RequestCard, worker: Pick, prefill: Pick | None) -> Plan:
     )
 
 
-def _reasons(policy: str, plan: Plan, worker: Pick) -> Detail:
+def _reasons(policy: str, plan: Plan, worker: Pick, prefills: int) -> Detail:
     """Who was chosen by which policy, and what was known of everybody who could have been.
 
+    The first ``prefills`` candidates could have computed the prompt only.
     ``pool`` is the one that the request belongs to, ``role`` that of the engine that serves it.
     """
     candidates = plan.candidates
@@ -328,6 +330,7 @@ def _reasons(policy: str, plan: Plan, worker: Pick) -> Detail:
         **by_pool,
         "chosen": [c.worker for c in candidates if c.chosen],
         "candidates": [c.worker for c in candidates],
+        "prefill_candidates": prefills,
         "loads": [c.load for c in candidates],
         "rooms": [c.room for c in candidates],
         "state_seqs": [c.state_seq for c in candidates],

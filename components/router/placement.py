@@ -167,8 +167,10 @@ def _cost_ms(card: RequestCard, view: EngineView, role: Role) -> float | None:
     """For whoever asks why later; no policy of these reads it."""
     assert view.report is not None
     tokens = card.prompt_tokens + card.emitted_tokens
-    if role == "decode":
-        return next_token_ms(view.report, running=view.load, tokens=tokens)
-    return first_token_ms(
+    first = first_token_ms(
         view.report, running=view.load, queued_tokens=view.queued_tokens, tokens=tokens
     )
+    following = next_token_ms(view.report, running=view.load, tokens=tokens)
+    if first is None or following is None:
+        return None
+    return {"prefill": first, "decode": following, "aggregated": first + following}[role]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bus import codec, subjects
-from components.cli.describe import told
+from components.replay.describe import told
 from schemas.body import BodyPublished
 from schemas.codes import RequestStep
 from schemas.examples import EXAMPLES, example
