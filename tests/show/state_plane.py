@@ -5,9 +5,38 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from tests.show import time_travel
 from tests.show.proof import Proof, show
 
-PROOFS: Final[tuple[Proof, ...]] = ()
+PROOFS: Final[tuple[Proof, ...]] = (
+    Proof(
+        "replay",
+        "2,000 requests recorded, exported, and run again elsewhere without a server; then by "
+        "another policy",
+        "every decision bit for bit; at least 50,000 journal entries/s of one core",
+        time_travel.replay_elsewhere,
+        fault="router_hidden_randomness",
+        about_s=40,
+    ),
+    Proof(
+        "explain",
+        "Any of the last 100,000 requests is explained: each candidate, its terms, the state it "
+        "was judged on, the best alternative's price",
+        "all whole, each in under 200 ms",
+        time_travel.explain_any,
+        fault="explain_reads_everything",
+        about_s=60,
+    ),
+    Proof(
+        "instant",
+        "The fleet at any instant of an hour, by the payload's clock: who lived, what engines had "
+        "said, what waited, what ran",
+        "all as they were, each in under 1 s",
+        time_travel.any_instant,
+        fault="instants_are_looked_for_one_by_one",
+        about_s=60,
+    ),
+)
 
 
 def main() -> int:

@@ -312,4 +312,38 @@ def _sglang_rooms_differ(module: ModuleType) -> None:
     module.Rooms.take = lambda self, count: (7,) * count
 
 
+@fault("explain_reads_everything", "components.replay.answers")
+def _explain_reads_everything(module: ModuleType) -> None:
+    """The index is not asked: the whole stream is decoded for one request."""
+    init = module.Answers.__init__
+
+    def spoiled(self: object, past: object, *_: object) -> None:
+        init(self, past)
+
+    module.Answers.__init__ = spoiled
+    vars(module)["_of"] = _decoding(module)
+
+
+def _decoding(module: ModuleType) -> Callable[[str, object], list[object]]:
+    def of(request_id: str, stored: object) -> list[object]:
+        decoded = module.opened(stored)
+        events = getattr(decoded.message, "events", ())
+        return [(decoded.source, e) for e in events if e.request_id == request_id]
+
+    return of
+
+
+@fault("instants_are_looked_for_one_by_one", "components.replay.past")
+def _instants_are_looked_for_one_by_one(module: ModuleType) -> None:
+    async def place_of(past: object, stream: str, at_ms: int) -> int:
+        place = 0
+        async for stored in past.read(stream):  # type: ignore[attr-defined]
+            if module.time_of(stored) > at_ms:
+                break
+            place = stored.seq
+        return place
+
+    vars(module)["place_of"] = place_of
+
+
 _plant()
