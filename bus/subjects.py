@@ -228,6 +228,10 @@ def read_past() -> str:
     return _subject("ask.past.read")
 
 
+def export_past() -> str:
+    return _subject("ask.past.export")
+
+
 def replay_journal() -> str:
     return _subject("ask.journal.replay")
 

@@ -384,6 +384,13 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         reply=past.ReadPastReply,
     ),
     Entry(
+        past.ExportPast,
+        "ask.past.export",
+        ("operator",),
+        ("replay",),
+        reply=past.ExportPastReply,
+    ),
+    Entry(
         past.ReplayJournal,
         "ask.journal.replay",
         ("operator", "gateway"),

@@ -61,6 +61,8 @@ from schemas.past import (
     Difference,
     ExplainRequest,
     ExplainRequestReply,
+    ExportPast,
+    ExportPastReply,
     Happened,
     LifeReplayed,
     PlacedThen,
@@ -489,6 +491,8 @@ _ALL: Final[tuple[Message, ...]] = (
             ),
         ),
     ),
+    ExportPast(from_ms=1_795_000_020_000, to_ms=1_795_000_021_000),
+    ExportPastReply(bundle="b7f3", total=2, offset=0, data=b"PK"),
     ReplayJournal(route="round_robin"),
     ReplayJournalReply(
         lives=(

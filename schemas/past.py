@@ -13,7 +13,9 @@ from schemas.fleet import EngineEntry, FleetRegistered
 from schemas.message import Message, Part
 
 #: Why a question about the past has no answer; ``detail`` beside it says it in words.
-PastRefusal = Literal["history_unavailable", "bad_policy", "bad_cursor", "too_much"]
+PastRefusal = Literal[
+    "history_unavailable", "bad_policy", "bad_cursor", "no_such_bundle", "too_much"
+]
 
 #: A detail of a step: numbers, names, or a list of them.
 Value = str | int | float | list[str | int | float | None] | None
@@ -264,5 +266,32 @@ class ReplayJournalReply(Message):
     effect_ms_mean: float | None = None
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    refusal: PastRefusal | None = None
+    detail: str = ""
+
+
+class ExportPast(Message):
+    """The past between two instants as one bundle, piece by piece: ask from ``offset`` 0 on.
+
+    ``bundle`` names the one that a first answer began; it is kept for some minutes.
+    """
+
+    schema_id: ClassVar[str] = "past.export.v1"
+
+    from_ms: int = Field(default=0, ge=0)
+    to_ms: int = Field(default=2**53, ge=0)
+    bundle: str = ""
+    offset: int = Field(default=0, ge=0)
+
+
+class ExportPastReply(Message):
+    """Bytes ``offset ..`` of ``total`` of the file; the last piece ends at ``total``."""
+
+    schema_id: ClassVar[str] = "past.export_reply.v1"
+
+    bundle: str = ""
+    total: int = 0
+    offset: int = 0
+    data: bytes = b""
     refusal: PastRefusal | None = None
     detail: str = ""

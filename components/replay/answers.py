@@ -11,11 +11,11 @@ from components.replay.indexer import STREAM, Indexer
 from components.replay.instant import instant
 from components.replay.past import Past, opened, read_between
 from components.replay.reading import BadCursor, page
+from components.replay.refused import Refused
 from components.replay.rerun import BadPolicy, TooMuch, record, rerun
 from schemas.past import (
     ExplainRequest,
     ExplainRequestReply,
-    PastRefusal,
     ReadPast,
     ReadPastReply,
     ReplayJournal,
@@ -27,14 +27,6 @@ from schemas.request import RequestEventsBatched
 
 #: Messages behind the index that are looked through as well: what was written just now.
 TAIL_MAX: Final = 2_000
-
-
-class Refused(Exception):
-    """The question cannot be answered as it was asked."""
-
-    def __init__(self, code: PastRefusal, why: str) -> None:
-        super().__init__(why)
-        self.code: Final[PastRefusal] = code
 
 
 class Answers:

@@ -14,14 +14,18 @@ from bus.bus import Received, Subscription
 from bus.errors import MessageTooLarge, StreamUnavailable
 from bus.history import History
 from components.host.host import Host
-from components.replay.answers import Answers, Refused
+from components.replay.answers import Answers
+from components.replay.exports import Exports
 from components.replay.index import RequestIndex
 from components.replay.indexer import Indexer
+from components.replay.refused import Refused
 from components.replay.settings import ReplaySettings
 from schemas.message import Message
 from schemas.past import (
     ExplainRequest,
     ExplainRequestReply,
+    ExportPast,
+    ExportPastReply,
     ReadPast,
     ReadPastReply,
     ReplayJournal,
@@ -48,6 +52,7 @@ class ReplayService:
         self._index = RequestIndex(settings.requests_max)
         self._indexer = Indexer(self._followed, self._index)
         self._answers = Answers(self._history, self._index, self._indexer)
+        self._exports = Exports(self._history, host.clock)
         self._subscriptions: list[Subscription] = []
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -66,6 +71,7 @@ class ReplayService:
             subjects.explain_request(), ExplainRequest, answers.explain, ExplainRequestReply
         )
         await self._answer(subjects.read_past(), ReadPast, answers.read, ReadPastReply)
+        await self._answer(subjects.export_past(), ExportPast, self._exports.piece, ExportPastReply)
         await self._answer(
             subjects.replay_journal(), ReplayJournal, answers.replay, ReplayJournalReply
         )
@@ -80,6 +86,7 @@ class ReplayService:
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.unsubscribe()
+        self._exports.close()
         await self._history.close()
         await self._followed.close()
 
@@ -137,6 +144,7 @@ class ReplayService:
         self._host.bus.respond(received, refused)
 
     def _count(self) -> None:
+        self._exports.on_tick()
         self._host.counters["indexed_requests"] = len(self._index)
         self._host.counters["indexed_seq"] = self._indexer.last_seq
         self._host.counters["index_forgotten_total"] = self._index.forgotten_total

@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
 
 from bus import subjects
 from bus.errors import NoResponders
 from bus.history import History
 from bus.nats_bus import NatsBus
 from components.host.settings import HostSettings
+from components.replay import exports
+from components.replay.bundle import open_bundle
 from components.replay.service import ReplayService
 from components.replay.settings import ReplaySettings
 from schemas.engine import EngineLoadReported
@@ -17,6 +22,8 @@ from schemas.fleet import FleetJoined
 from schemas.past import (
     ExplainRequest,
     ExplainRequestReply,
+    ExportPast,
+    ExportPastReply,
     ReadPast,
     ReadPastReply,
     ReplayJournal,
@@ -134,6 +141,36 @@ async def test_a_question_that_cannot_be_answered_is_refused_with_a_code(
             timeout_s=5,
         )
         assert lost.refusal == "bad_cursor"
+
+
+async def test_a_bundle_is_fetched_in_pieces(
+    nats_server: NatsInTest,
+    nats_bus: MakeBus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(exports, "PIECE_BYTES", 10_000)
+    await filled(nats_server, nats_bus)
+    operator = await nats_bus("operator", "operator")
+    async with replaying(nats_server, nats_bus):
+        asked, data = ExportPast(from_ms=1_010, to_ms=1_030), b""
+        while True:
+            reply = await operator.ask(subjects.export_past(), asked, ExportPastReply, timeout_s=10)
+            assert (reply.refusal, reply.offset) == (None, len(data))
+            data += reply.data
+            if len(data) == reply.total:
+                break
+            asked = asked.model_copy(update={"bundle": reply.bundle, "offset": len(data)})
+        assert asked.offset > 0
+        (tmp_path / "b.zip").write_bytes(data)
+        assert (await open_bundle(tmp_path / "b.zip").state("REQUESTS")).messages == 21
+        gone = await operator.ask(
+            subjects.export_past(),
+            ExportPast(bundle="another", offset=5),
+            ExportPastReply,
+            timeout_s=10,
+        )
+        assert gone.refusal == "no_such_bundle"
 
 
 async def test_the_index_follows_what_is_written(nats_server: NatsInTest, nats_bus: MakeBus):
