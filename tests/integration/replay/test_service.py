@@ -32,7 +32,7 @@ from schemas.past import (
     ShowInstantReply,
 )
 from schemas.request import RequestEvent, RequestEventsBatched
-from tests.support.host import connected_host
+from tests.support.host import testing_host
 from tests.support.nats import NatsInTest, until
 
 MakeBus = Callable[..., Awaitable[NatsBus]]
@@ -44,16 +44,19 @@ async def replaying(
 ) -> AsyncIterator[ReplayService]:
     bus = await nats_bus("replay", "replay-0")
     key = str(server.key_file("history", "history"))
-    about = HostSettings(instance="replay-0", nats_url=server.url)
-    async with connected_host("replay", bus=bus, settings=about) as host:
-        chosen = ReplaySettings.model_validate({"history_key_file": key, **settings})
-        service = ReplayService(host, chosen)
-        await service.start()
-        try:
-            yield service
-        finally:
-            await service.drain(1.0)
-            await service.stop()
+    host = testing_host(
+        "replay", bus=bus, settings=HostSettings(instance="replay-0", nats_url=server.url)
+    )
+    chosen = ReplaySettings.model_validate({"history_key_file": key, **settings})
+    service = ReplayService(host, chosen)
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.drain(1.0)
+        await service.stop()
+        await host.tasks.stop()
+    assert host.faults == []
 
 
 def steps(name: str, at_ms: int) -> RequestEventsBatched:
