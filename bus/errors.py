@@ -13,6 +13,14 @@ class MalformedMessage(BusError, ValueError):
     """The bytes are not a message of the expected class: count it and drop it."""
 
 
+class ClientMistake(BusError, ValueError):
+    """A client asked what cannot be answered: tell it the code and the message, both fit for it."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class MessageTooLarge(BusError, ValueError):
     """The message is over the bus's payload limit: send less, or answer 413."""
 

@@ -10,6 +10,7 @@ for a short while.
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
+from bus.clients import CLIENT_INBOX, client_inbox
 from bus.endpoint import INBOX
 from bus.names import encode_name
 from bus.streams import BUCKETS, STREAMS
@@ -56,6 +57,8 @@ def permissions_for(component: str, instance: str, *, prefix: str = PREFIX) -> P
     said, heard = _frames(role, instance, prefix)
     said += [_subject(e, e.sender_is, role, instance, prefix) for e in _sent_by(role)]
     heard += [_subject(e, e.reader_is, role, instance, prefix) for e in _read_by(role)]
+    if any(e.streams for e in _read_by(role)):
+        said.append(f"{CLIENT_INBOX}.>")
     asked = any(e.reply for e in _read_by(role))
     return replace(_with(rights, publish=tuple(said), subscribe=tuple(heard)), responses=asked)
 
@@ -64,8 +67,12 @@ def inbox_prefix(component: str, instance: str) -> str:
     """Where its replies arrive.
 
     An open instance shares its component's inbox: NATS cannot match a part of a token, so there is
-    no pattern for "the inbox of any gateway".
+    no pattern for "the inbox of any gateway". A client's instance is its tenant.
     """
+    if component == "client":
+        return CLIENT_INBOX if instance == ANY else client_inbox(instance)
+    if encode_name(instance) == CLIENT_INBOX.removeprefix(INBOX):
+        raise ValueError(f"no {component} may be called {instance!r}: clients' inboxes begin so")
     return INBOX + (component if instance == ANY else encode_name(instance))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bus.clients import DEFAULT_TENANT
 from bus.endpoint import PAYLOAD_BYTES_MAX
 from bus.permissions import (
     CONTROL,
@@ -69,8 +70,14 @@ def server_config(
 
 
 def deployment_config() -> str:
-    """For real deployments: one key per component, from the environment, any instance name."""
-    users = [(role, ANY, f"$SWITCHYARD_{role.upper()}_NKEY") for role in ROLES]
+    """For real deployments: one key per component, from the environment, any instance name.
+
+    A client's key is of one tenant: a copy of its block, with other tokens, admits another.
+    """
+    users = [
+        (role, DEFAULT_TENANT if role == "client" else ANY, f"$SWITCHYARD_{role.upper()}_NKEY")
+        for role in ROLES
+    ]
     return server_config(users, listen="127.0.0.1:4222", store_dir="$SWITCHYARD_NATS_STORE_DIR")
 
 

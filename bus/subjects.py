@@ -89,6 +89,21 @@ def body_published(request: str) -> str:
     return _subject("evt.body.published", request)
 
 
+# Clients on NATS ask for tokens.
+
+
+def complete_chat(tenant: str) -> str:
+    return _subject("ask.chat.complete", tenant)
+
+
+def complete_text(tenant: str) -> str:
+    return _subject("ask.text.complete", tenant)
+
+
+def cancel_generation(tenant: str) -> str:
+    return _subject("ask.generation.cancel", tenant)
+
+
 def frames(gateway: str, worker: str) -> str:
     """Token frames: the one exception to noun.verb, and no message (``schemas.frames``)."""
     return _subject("out", gateway, worker)

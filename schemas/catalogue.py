@@ -15,6 +15,7 @@ from typing import Final, Literal
 from schemas import (
     attempt,
     body,
+    client,
     engine,
     fleet,
     handoff,
@@ -27,6 +28,7 @@ from schemas import (
 from schemas.message import Message
 
 #: ``connector`` is one rank of an engine, a process beside its agent: it moves KV and nothing else.
+#: ``client`` is anybody outside with a key of a tenant, which is its instance name.
 Component = Literal[
     "gateway",
     "scheduler",
@@ -37,6 +39,7 @@ Component = Literal[
     "replay",
     "connector",
     "operator",
+    "client",
 ]
 
 ALL: Final[tuple[Component, ...]] = (
@@ -52,7 +55,11 @@ ALL: Final[tuple[Component, ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One message on one subject. ``reply`` is set for questions."""
+    """One message on one subject. ``reply`` is set for questions.
+
+    ``streams``: a question may be answered by many messages, so whoever reads it may publish to the
+    inboxes of clients. What a ``client`` may send is also taken, and answered, as JSON.
+    """
 
     message: type[Message]
     subject: str
@@ -61,6 +68,7 @@ class Entry:
     sender_is: str | None = None
     reader_is: str | None = None
     reply: type[Message] | None = None
+    streams: bool = False
 
     @property
     def kind(self) -> str:
@@ -175,6 +183,33 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("gateway",),
         (),
     ),
+    # Clients on NATS ask for tokens; any gateway answers.
+    Entry(
+        client.CompleteChat,
+        "ask.chat.complete.{tenant}",
+        ("client",),
+        ("gateway",),
+        sender_is="tenant",
+        reply=client.CompleteChatReply,
+        streams=True,
+    ),
+    Entry(
+        client.CompleteText,
+        "ask.text.complete.{tenant}",
+        ("client",),
+        ("gateway",),
+        sender_is="tenant",
+        reply=client.CompleteTextReply,
+        streams=True,
+    ),
+    Entry(
+        client.CancelGeneration,
+        "ask.generation.cancel.{tenant}",
+        ("client",),
+        ("gateway",),
+        sender_is="tenant",
+        reply=client.CancelGenerationReply,
+    ),
     # P and D hand KV blocks over.
     Entry(
         handoff.OfferHandoff,
@@ -272,7 +307,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     Entry(
         engine.ShowStates,
         "ask.engine.show_states.{bridge}",
-        ("operator", "gateway"),
+        ("operator", "gateway", "client"),
         ("bridge",),
         reader_is="bridge",
         reply=engine.ShowStatesReply,
@@ -328,7 +363,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     Entry(
         fleet.ShowFleet,
         "ask.fleet.show",
-        ("operator", "gateway"),
+        ("operator", "gateway", "client"),
         ("registry",),
         reply=fleet.ShowFleetReply,
     ),
@@ -342,7 +377,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     Entry(
         fleet.ShowModel,
         "ask.model.show.{model}",
-        ("gateway", "operator"),
+        ("gateway", "operator", "client"),
         ("worker",),
         reply=fleet.ShowModelReply,
     ),

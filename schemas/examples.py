@@ -14,6 +14,14 @@ from schemas.attempt import (
     StreamPosition,
 )
 from schemas.body import BodyPublished, FetchBody, FetchBodyReply
+from schemas.client import (
+    CancelGeneration,
+    CancelGenerationReply,
+    CompleteChat,
+    CompleteChatReply,
+    CompleteText,
+    CompleteTextReply,
+)
 from schemas.engine import (
     Admitted,
     ControlEngine,
@@ -521,6 +529,23 @@ _ALL: Final[tuple[Message, ...]] = (
             ),
         ),
     ),
+    CompleteChat(
+        model=CARD.model,
+        messages=({"role": "user", "content": "Which track is free?"},),
+        stream=True,
+    ),
+    CompleteChatReply(
+        n=1,
+        chunks=({"choices": [{"index": 0, "delta": {"content": "Track"}}]},),
+    ),
+    CompleteText(model=CARD.model, prompt="Which track"),
+    CompleteTextReply(
+        n=7,
+        done=True,
+        usage={"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8},
+    ),
+    CancelGeneration(reply="_INBOX_client.default.1"),
+    CancelGenerationReply(reply="_INBOX_client.default.1"),
 )
 
 EXAMPLES: Final[dict[type[Message], Message]] = {type(m): m for m in _ALL}

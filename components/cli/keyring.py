@@ -7,10 +7,13 @@ A key is made for one instance (``router-0.nk``); a deployment may hold one per 
 from collections.abc import Iterable
 from pathlib import Path
 
+from bus.names import encode_name
 from components.cli.errors import CommandFailed
 
 #: Who has a key besides components.
 OPERATOR, HISTORY, PROVISIONER = "operator", "history", "provisioner"
+#: A program outside that asks over NATS; its instance is its tenant.
+CLIENT = "client"
 
 
 def create(folder: Path, components: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
@@ -20,9 +23,21 @@ def create(folder: Path, components: Iterable[tuple[str, str]]) -> list[tuple[st
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     everyone = [*components, *((role, role) for role in (OPERATOR, HISTORY, PROVISIONER))]
     try:
-        return [(c, i, create_or_load(folder / f"{i}.nk")) for c, i in everyone]
+        return [(c, i, create_or_load(file_of(folder, c, i))) for c, i in everyone]
     except OSError as error:
         raise CommandFailed(f"cannot use the keys in {folder}: {error}") from error
+
+
+def clients(tenants: Iterable[str]) -> list[tuple[str, str]]:
+    """``(component, instance)`` of the clients of these tenants, for ``create``."""
+    return [(CLIENT, tenant) for tenant in dict.fromkeys(tenants)]
+
+
+def file_of(folder: Path, component: str, instance: str) -> Path:
+    """Where the key lies; a tenant's cannot be taken for that of a process of its name."""
+    if component == CLIENT:
+        return folder / f"{CLIENT}-{encode_name(instance)}.nk"
+    return folder / f"{instance}.nk"
 
 
 def find(folder: Path | None, component: str, instance: str) -> Path | None:
@@ -32,9 +47,8 @@ def find(folder: Path | None, component: str, instance: str) -> Path | None:
     """
     if folder is None:
         return None
-    for name in (instance, component):
-        if (file := folder / f"{name}.nk").is_file():
+    own = file_of(folder, component, instance)
+    for file in (own, folder / f"{component}.nk"):
+        if file.is_file():
             return file
-    raise CommandFailed(
-        f"no key for {instance}: neither {instance}.nk nor {component}.nk in {folder}"
-    )
+    raise CommandFailed(f"no key for {instance}: neither {own.name} nor {component}.nk in {folder}")

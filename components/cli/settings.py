@@ -53,6 +53,9 @@ class UpSettings(Settings):
     decode_addrs: tuple[str, ...] = ()
     aggregated_addrs: tuple[str, ...] = ()
 
+    #: Tenants whose programs may ask over NATS: DATA/keys/client-TENANT.nk is made for each.
+    clients: tuple[str, ...] = ("default",)
+
     host: str = "127.0.0.1"
     #: 0 takes a free port.
     port: int = Field(default=8000, ge=0, le=65535)

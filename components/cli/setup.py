@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     keys.add_argument("--keys", type=Path, required=True, metavar="DIR", help="where to put them")
     for role in ("prefill", "decode", "aggregated"):
         keys.add_argument(f"--{role}", type=int, metavar="N", help=f"number of {role} engines")
+    keys.add_argument(
+        "--client",
+        action="append",
+        metavar="TENANT",
+        help="a key for clients of this tenant; may be repeated (one of 'default' is always made)",
+    )
     keys.add_argument("--listen", default="127.0.0.1:4222", metavar="HOST:PORT", help="%(default)s")
     keys.add_argument("--store-dir", default="/data/jetstream", metavar="DIR", help="%(default)s")
     streams = what.add_parser("streams", help="create what JetStream shall keep")
@@ -37,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write_keys(args: argparse.Namespace) -> int:
     """Seeds for the processes that `up` would run, and the configuration that lets them in."""
+    from bus.clients import DEFAULT_TENANT
     from bus.server_config import server_config
     from components.cli import keyring
     from components.cli.plan import BadPlan, Engines, planned
@@ -46,7 +53,9 @@ def write_keys(args: argparse.Namespace) -> int:
     except BadPlan as error:
         raise CommandFailed(str(error), 2) from error
     processes = planned(engines, http=("", 0), udp=("", 0))
-    users = keyring.create(args.keys, [(p.component, p.instance) for p in processes])
+    instances = [(p.component, p.instance) for p in processes]
+    instances += keyring.clients([DEFAULT_TENANT, *(args.client or ())])
+    users = keyring.create(args.keys, instances)
     config = args.keys / SERVER_CONFIG
     # Public keys only, so it may be read by whatever user the server runs as.
     config.write_text(

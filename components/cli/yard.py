@@ -117,6 +117,7 @@ class Yard:
         if not self._settings.nats:
             instances = [(process.component, process.instance) for process in self._plan]
             instances += connectors.instances(self._plan, self._ranks)
+            instances += keyring.clients(self._settings.clients)
             keys = self._keys or self._dir.keys
             self._nats = OwnNats(self._dir.nats, keys, instances, self._prefix, self._progress)
             self._nats_url = await running.enter_async_context(self._nats.running())

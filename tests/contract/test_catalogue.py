@@ -93,7 +93,7 @@ def test_an_entry_makes_sense(entry: Entry) -> None:
     assert (entry.kind == "ask") == (entry.reply is not None)
     assert entry.senders
     assert entry.readers or entry.kind == "evt", "only events are read from streams alone"
-    assert {*entry.senders, *entry.readers} <= {*ALL, "connector", "operator"}
+    assert {*entry.senders, *entry.readers} <= {*ALL, "connector", "operator", "client"}
     assert {entry.sender_is, entry.reader_is} - {None} <= set(entry.tokens)
 
 

@@ -27,7 +27,6 @@ import pytest
 from nats.aio.client import Client
 
 from bus import keys
-from bus.endpoint import INBOX
 from bus.names import encode_name
 from bus.nats_bus import NatsBus
 from bus.permissions import inbox_prefix
@@ -53,6 +52,7 @@ INSTANCES = {
     "operator": ("operator",),
     "history": ("history",),
     "provisioner": ("provisioner",),
+    "client": ("acme", "globex"),
 }
 
 
@@ -64,12 +64,12 @@ async def until(condition: Callable[[], bool], what: str = "", deadline_s: float
         await asyncio.sleep(0.002)
 
 
-async def settled(client: Client, instance: str) -> None:
+async def settled(client: Client, instance: str, component: str = "") -> None:
     """Return when the server has read all that a plain client published, and told what it refused.
 
     A message to its own inbox, because nats-py's ``flush`` sends its ping ahead of what waits.
     """
-    address = f"{INBOX}{encode_name(instance)}.settled"
+    address = f"{inbox_prefix(component, instance)}.settled"
     echo = await client.subscribe(address)
     await client.publish(address)
     await echo.next_msg(timeout=WAIT_S)

@@ -17,7 +17,7 @@ from nats.errors import TimeoutError as NatsTimeout
 
 from bus import subjects
 from bus.nats_bus import NatsBus
-from bus.permissions import HISTORY, ROLES, permissions_for
+from bus.permissions import HISTORY, ROLES, inbox_prefix, permissions_for
 from bus.streams import BUCKETS, STREAMS
 from bus.subjects import ANY
 from schemas.body import FetchBody, FetchBodyReply
@@ -33,10 +33,12 @@ OWN = {
     "registry": "registry-0",
     "bridge": "bridge-0",
     "worker": "decode-0",
+    "replay": "replay-0",
     "connector": "decode-0-engine-0",
     "operator": "operator",
     "history": "history",
     "provisioner": "provisioner",
+    "client": "acme",
 }
 #: Nobody of this name has a key.
 ELSE = "somebody-else"
@@ -88,7 +90,7 @@ class Probe:
     """A plain client that keeps what the server refused."""
 
     client: Client
-    instance: str
+    role: str
     refused: set[tuple[str, str]] = field(default_factory=set)
 
     async def publish(self, subject: str) -> None:
@@ -100,7 +102,7 @@ class Probe:
 
     async def done(self) -> set[tuple[str, str]]:
         """``{("publish" | "subscription", subject in lower case)}``; one round trip."""
-        await settled(self.client, self.instance)
+        await settled(self.client, OWN[self.role], self.role)
         return self.refused
 
 
@@ -113,7 +115,7 @@ def probe(nats_server: NatsInTest) -> Callable[[str], Awaitable[Probe]]:
             refused.update((kind, subject) for kind, subject in REFUSED.findall(str(error)))
 
         client = await nats_server.client(role, OWN[role], error_cb=on_error)
-        return Probe(client, OWN[role], refused)
+        return Probe(client, role, refused)
 
     return make
 
@@ -157,7 +159,7 @@ async def test_nobody_hears_or_fills_the_inbox_of_another(
     for subject in foreign:
         await asked.publish(subject)
         await asked.subscribe(subject)
-    for wide in (">", "yard.>", "*.>", "yard.out.>", f"_INBOX_{OWN[role]}.>"):
+    for wide in (">", "yard.>", "*.>", "yard.out.>", f"{inbox_prefix(role, OWN[role])}.>"):
         await asked.subscribe(wide)
     kinds = {(k, s.lower()) for k in ("publish", "subscription") for s in foreign}
     wide_ones = {("subscription", s) for s in (">", "yard.>", "*.>", "yard.out.>")}
@@ -189,6 +191,34 @@ async def test_jetstream_is_for_those_who_need_it(
         await asked.publish(subject)
     allowed = may.get(role, set())
     assert await asked.done() == {("publish", s.lower()) for s in everything - allowed}
+
+
+# Clients.
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_only_a_gateway_speaks_to_clients_and_only_its_clients_hear_a_tenant(
+    role: str, probe: Callable[[str], Awaitable[Probe]]
+) -> None:
+    asked = await probe(role)
+    own, other = "_INBOX_client.acme.x.1", "_INBOX_client.globex.x.1"
+    wide = ("_INBOX_client.>", "_INBOX_client.*.>")
+    for subject in (own, other, *wide):
+        await asked.subscribe(subject)
+    for subject in (own, other):
+        await asked.publish(subject)
+    deaf = {("subscription", s.lower()) for s in (own, other, *wide)}
+    dumb = {("publish", s.lower()) for s in (own, other)}
+    allowed: dict[str, set[tuple[str, str]]] = {
+        "gateway": dumb,
+        "client": {("publish", own.lower()), ("subscription", own.lower())},
+    }
+    assert await asked.done() == (deaf | dumb) - allowed.get(role, set())
+
+
+def test_no_process_may_take_a_name_whose_inbox_is_that_of_all_clients() -> None:
+    with pytest.raises(ValueError, match="clients' inboxes"):
+        permissions_for("worker", "client")
 
 
 # Replies.

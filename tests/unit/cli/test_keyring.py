@@ -50,3 +50,13 @@ def test_without_a_folder_nobody_needs_a_key():
 def test_a_missing_key_is_named(tmp_path: Path):
     with pytest.raises(CommandFailed, match=r"router-0\.nk nor router\.nk"):
         keyring.find(tmp_path, "router", "router-0")
+
+
+def test_a_tenant_called_like_a_process_does_not_get_its_key(tmp_path: Path):
+    users = keyring.create(tmp_path, [("router", "router-0"), *keyring.clients(["router-0"])])
+    assert users[0][2] != users[1][2]
+    assert keyring.find(tmp_path, "client", "router-0") == tmp_path / "client-router-0.nk"
+
+
+def test_a_tenant_named_twice_gets_one_key():
+    assert keyring.clients(["acme", "acme"]) == [("client", "acme")]
