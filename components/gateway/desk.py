@@ -20,7 +20,7 @@ from components.gateway.pool import Pool
 from components.gateway.readiness import Readiness, readiness
 from components.gateway.request import Deliver, End, GatewayOutcome, NewRequest
 from components.gateway.settings import GatewaySettings
-from components.gateway.submit import TENANT
+from components.gateway.submit import Origin
 from components.host.host import Host
 from schemas.attempt import ResumeStreams, ResumeStreamsReply, StreamPosition
 from schemas.body import FetchBody, FetchBodyReply
@@ -31,6 +31,8 @@ from schemas.message import Message
 
 #: Frame subjects whose worker's name was decoded already.
 SUBJECTS_MAX: Final = 4096
+#: Tenants whose salt was computed already.
+TENANTS_MAX: Final = 4096
 
 
 class Desk:
@@ -42,7 +44,8 @@ class Desk:
         self.core = GatewayCore(settings)
         self.pool = Pool(settings.render_threads, settings.render_queue_max)
         self.models = Models(host, self.pool, settings.models_max)
-        self.salt = tenant_salt(secret, TENANT)
+        self._secret = secret
+        self._salts: dict[str, int] = {}
         self.draining = False
         self._open = True
         self._idle = asyncio.Event()
@@ -56,7 +59,16 @@ class Desk:
         connected = self.host.bus.connected
         return readiness(self.core, names, connected=connected, draining=self.draining)
 
-    # From HTTP.
+    # From HTTP, and from clients on the bus.
+
+    def origin(self, tenant: str, trace: str | None, arrived_s: float, budget_s: float) -> Origin:
+        """Where a call of this tenant comes from."""
+        salt = self._salts.get(tenant)
+        if salt is None:
+            if len(self._salts) >= TENANTS_MAX:
+                self._salts.clear()
+            salt = self._salts[tenant] = tenant_salt(self._secret, tenant)
+        return Origin(self.host.instance, salt, trace, arrived_s, round(budget_s * 1000), tenant)
 
     def check_open(self, requests: int) -> None:
         """Raises ``ApiError`` when so many more cannot be taken now."""

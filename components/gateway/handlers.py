@@ -5,7 +5,6 @@ gets a real status, and a worker that dies before it is never seen by the client
 """
 
 import asyncio
-import functools
 import random
 import re
 from collections.abc import Callable, Mapping, MutableMapping
@@ -13,16 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bus import tracing
-from components.gateway.abilities import fitted
+from bus.clients import DEFAULT_TENANT
+from components.gateway.calls import open_call
 from components.gateway.desk import Desk
 from components.gateway.errors import ApiError, Headers, internal
 from components.gateway.exchange import ClientGone, Exchange
 from components.gateway.intake import Intake, Receive
-from components.gateway.openai_requests import PARSERS, Api, Call
-from components.gateway.openai_responses import STREAM_HEADERS, Echo, Head, dialect
+from components.gateway.openai_requests import Api
+from components.gateway.openai_responses import STREAM_HEADERS
 from components.gateway.protocol import CONNECTION
-from components.gateway.rendering import Model
-from components.gateway.submit import Origin, new_name, new_requests, response_id
+from components.gateway.submit import new_name
 from components.gateway.writers import AsgiWriter, Connection, DirectWriter, Send, StreamWriter
 
 Scope = MutableMapping[str, Any]
@@ -119,59 +118,16 @@ class CompletionRoute:
         sampled = random.random() < desk.host.settings.telemetry_sample_ratio
         trace = caller.trace or tracing.new_trace(sampled=sampled)
         with tracing.root_span(f"POST {self._path}", trace) as trace_here:
-            budget_ms = round(desk.settings.deadline_s * 1000)
-            origin = Origin(desk.host.instance, desk.salt, trace_here, arrived_s, budget_ms)
-            exchange, streamed = await self._open(receive, name, origin)
+            origin = desk.origin(DEFAULT_TENANT, trace_here, arrived_s, desk.settings.deadline_s)
+            body = await self._intake.read(receive)
+            exchange, streamed = await open_call(desk, self._api, body, name, origin)
+            del body
             watch = asyncio.ensure_future(self._watch(receive, exchange))
             try:
                 await (self._stream if streamed else self._whole)(exchange, answer)
             finally:
                 watch.cancel()
                 desk.close(exchange, "client_gone" if exchange.gone else "answer_failed")
-
-    async def _open(self, receive: Receive, name: str, origin: Origin) -> tuple[Exchange, bool]:
-        """From bytes to running requests. What is only needed for that is gone when it returns."""
-        desk = self._desk
-        call = PARSERS[self._api](await self._intake.read(receive))
-        if call.ignored:
-            desk.host.counters.add("ignored_fields_total", call.ignored)
-        model = desk.models.get(call.model)
-        call = fitted(call, model)
-        prompts = await self._prompts(call, model)
-        requests = new_requests(call, model.card, name, prompts, origin)
-        exchange = self._exchange(call, model, name, prompts)
-        desk.open(exchange, requests)
-        return exchange, call.stream
-
-    async def _prompts(self, call: Call, model: Model) -> list[list[int]]:
-        """Token ids of each prompt; what is long is tokenised in a thread."""
-        if call.text_chars <= self._desk.settings.render_inline_chars:
-            return _token_ids(call, model)
-        return await self._desk.pool.run(functools.partial(_token_ids, call, model))
-
-    def _exchange(self, call: Call, model: Model, name: str, prompts: list[list[int]]) -> Exchange:
-        sampling, choices = call.sampling, call.sampling.n
-        # Logprobs would tell what is not to be shown.
-        hides = sampling.parsing is not None and not call.include_reasoning
-        head = Head(
-            response_id=response_id(self._api, name),
-            created_s=self._desk.host.clock.wall_ms() // 1000,
-            model=call.model,
-            include_usage=call.include_usage,
-            logprobs=sampling.logprobs is not None and not hides,
-            echoes=_echoes(call, model, prompts) if call.echo else None,
-            prompt_logprobs=call.prompt_logprobs,
-            prompt_only=call.prompt_only,
-            parsed=sampling.parsing is not None,
-            reasoning=not hides,
-        )
-        return Exchange(
-            dialect(self._api, head),
-            choices,
-            include_usage=call.include_usage,
-            undelivered_max=self._desk.settings.undelivered_tokens_max,
-            names=call.names if call.needs else None,
-        )
 
     async def _watch(self, receive: Receive, exchange: Exchange) -> None:
         """Cancel in the turn in which the client leaves (or the answer is complete)."""
@@ -189,26 +145,3 @@ class CompletionRoute:
         writer = answer.writer(self._desk.host.clock.now_s, exchange.drained)
         exchange.attach(writer)
         await writer.run()
-
-
-def _echoes(call: Call, model: Model, prompts: list[list[int]]) -> dict[int, Echo]:
-    """By choice; the choices of a prompt share one."""
-    echoes: dict[int, Echo] = {}
-    for prompt, ids in zip(call.prompts, prompts, strict=True):
-        text = prompt if isinstance(prompt, str) else model.text_of(ids)
-        echo = Echo(text, model.text_of(ids[:1], special_tokens=True))
-        echoes |= dict.fromkeys(range(len(echoes), len(echoes) + call.sampling.n), echo)
-    return echoes
-
-
-def _token_ids(call: Call, model: Model) -> list[list[int]]:
-    if call.api == "chat":
-        return [model.chat_ids(call.messages, call.tools.listed if call.tools else None)]
-    return [_prompt_ids(prompt, model) for prompt in call.prompts]
-
-
-def _prompt_ids(prompt: str | list[int], model: Model) -> list[int]:
-    if isinstance(prompt, str):
-        return model.text_ids(prompt)
-    model.check_ids(prompt)
-    return prompt

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from bus.clients import DEFAULT_TENANT
 from components.domain.bodies import Body, encode_body
 from components.domain.pages import pack_hashes, page_hashes
 from components.gateway.errors import context_exceeded, invalid
@@ -13,19 +14,19 @@ from components.gateway.request import NewRequest
 from schemas.fleet import ModelCard
 from schemas.request import RequestCard
 
-TENANT: Final = "default"
 _PREFIX: Final[dict[Api, str]] = {"chat": "chatcmpl-", "completions": "cmpl-"}
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where requests come from: gateway, tenant's salt, trace, arrival, time they have."""
+    """Where requests come from: gateway, tenant's salt, trace, arrival, time they have, tenant."""
 
     gateway: str
     salt: int
     trace: str | None
     arrived_s: float
     budget_ms: int
+    tenant: str = DEFAULT_TENANT
 
 
 def new_name() -> str:
@@ -66,7 +67,7 @@ def _new_request(
         attempt=1,
         gateway=origin.gateway,
         model=call.model,
-        tenant=TENANT,
+        tenant=origin.tenant,
         budget_ms=origin.budget_ms,
         prompt_tokens=len(prompt),
         output_tokens_max=max_tokens,

@@ -1,5 +1,6 @@
 """From a call to the requests that the fleet runs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ def test_a_request_carries_all_that_the_control_path_needs_and_no_content():
     body = decode_body(new.body)
     assert list(body.prompt_token_ids) == PROMPT
     assert (body.sampling.max_tokens, body.sampling.n, body.sampling.seed) == (10, 2, 7)
+
+
+def test_the_tenant_goes_into_the_card():
+    [new] = new_requests(call(), CARD, "abc", [PROMPT], replace(ORIGIN, tenant="acme"))
+    assert new.card.tenant == "acme"
 
 
 def test_several_prompts_are_numbered():
