@@ -23,7 +23,10 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Received(Generic[M]):
-    """A message as it arrived. ``reply`` is set for questions: pass this object to ``respond``."""
+    """A message as it arrived. ``reply`` is set for questions: pass this object to ``respond``.
+
+    ``json``: a client asked in JSON, without an envelope, and is answered so.
+    """
 
     message: M
     subject: str
@@ -32,6 +35,38 @@ class Received(Generic[M]):
     seq: int
     traceparent: str | None
     reply: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientCall:
+    """JSON of a client, as it came. ``reply`` lies under its tenant's inbox."""
+
+    tenant: str
+    reply: str
+    data: bytes
+
+
+class Answers(Protocol):
+    """The way of many messages to one client. Nothing here waits."""
+
+    def send(self, data: bytes) -> None:
+        """Publish to the client's inbox; raises ``MessageTooLarge``."""
+
+    def close(self) -> None:
+        """Nothing follows, nobody needs to tell us that it left. Harmless twice."""
+
+
+class Asked(Protocol):
+    """A call of ours whose answers may still come."""
+
+    @property
+    def address(self) -> str:
+        """Where they are to come."""
+        ...
+
+    def close(self) -> None:
+        """Take no more. Harmless twice."""
 
 
 class Subscription(Protocol):
@@ -120,6 +155,26 @@ class Bus(Protocol):
 
     def respond(self, question: Received[M], reply: Message) -> None:
         """Answer a question. Replies only ever go to inboxes; any other address is refused."""
+
+    async def subscribe_calls(
+        self, subject: str, handler: Callable[[ClientCall], None], *, queue: str
+    ) -> Subscription:
+        """Call ``handler`` for what clients publish on ``subject``, whose last token is a tenant.
+
+        A call that wants its answer elsewhere than in that tenant's inbox is counted and dropped.
+        """
+        ...
+
+    def answer(self, call: ClientCall, on_gone: Callable[[], None]) -> Answers:
+        """Open the way to the client. ``on_gone``: nobody listens there (any more).
+
+        The server says so in answer to the first message that it could not deliver.
+        """
+        ...
+
+    def call(self, subject: str, data: bytes, on_answer: Callable[[bytes | None], None]) -> Asked:
+        """Publish JSON; ``on_answer`` gets each answer's bytes, None when nobody serves this."""
+        ...
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call back after each reconnect, when subscriptions are alive again."""

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
-from bus.errors import ClientMistake
+from bus.errors import ClientMistake, MalformedMessage
 from bus.names import decode_name, encode_name
 from schemas.catalogue import BY_MESSAGE
 from schemas.message import Message
@@ -32,13 +32,25 @@ def client_inbox(tenant: str) -> str:
 
 
 def tenant_of(subject: str) -> str:
-    """The tenant whose key let this be published: the last token of subjects for clients."""
-    return decode_name(subject.rpartition(".")[2])
+    """The tenant whose key let this be published: the last token of subjects for clients.
+
+    Raises ``MalformedMessage`` where no key was asked for and the token is none.
+    """
+    try:
+        return decode_name(subject.rpartition(".")[2])
+    except ValueError as error:
+        raise MalformedMessage(f"no name of a tenant in {subject}") from error
 
 
 def is_open_to_clients(message: type[Message]) -> bool:
     entry = BY_MESSAGE.get(message)
     return entry is not None and "client" in entry.senders
+
+
+def is_of_a_tenant(message: type[Message]) -> bool:
+    """Does it travel on subjects that end with the tenant who asks?"""
+    entry = BY_MESSAGE.get(message)
+    return entry is not None and entry.sender_is == "tenant"
 
 
 def speaks_json(data: bytes) -> bool:

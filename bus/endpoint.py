@@ -16,9 +16,16 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar, cast
 from urllib.parse import urlsplit
 
-from bus import codec, tracing
-from bus.bus import Received, Subscription
-from bus.errors import AskTimedOut, MalformedMessage, MessageTooLarge, NoResponders, NotConnected
+from bus import clients, codec, tracing
+from bus.bus import ClientCall, Received, Subscription
+from bus.errors import (
+    AskTimedOut,
+    ClientMistake,
+    MalformedMessage,
+    MessageTooLarge,
+    NoResponders,
+    NotConnected,
+)
 from bus.names import encode_name
 from bus.subjects import PREFIX
 from schemas.message import Message
@@ -263,9 +270,17 @@ class Endpoint(abc.ABC):
         queue: str | None = None,
     ) -> Subscription:
         counters = self._counters
+        open_to_clients = clients.is_open_to_clients(message)
+        of_a_tenant = clients.is_of_a_tenant(message)
 
         def deliver(arrived_on: str, reply: str, data: bytes) -> None:
-            received = self._open(self._logical(arrived_on), reply, data, message)
+            logical = self._logical(arrived_on)
+            if of_a_tenant and not self._stays_within(logical, reply):
+                return
+            if open_to_clients and clients.speaks_json(data):
+                self._handle_json(logical, reply, data, message, handler)
+                return
+            received = self._open(logical, reply, data, message)
             counters["received_total"] += 1
             if tracing.is_sampled(received.traceparent):
                 _handle_traced(received, handler, len(data), queue)
@@ -349,7 +364,73 @@ class Endpoint(abc.ABC):
             self._counters["refused_replies_total"] += 1
             log.warning("%s asked for its answer at %r: refused", question.source, address)
             return
+        if question.json:
+            self._post_json(address, reply.model_dump_json().encode())
+            return
         self._send(address, reply, question.traceparent, "")
+
+    # Clients.
+
+    async def subscribe_calls(
+        self, subject: str, handler: Callable[[ClientCall], None], *, queue: str
+    ) -> Subscription:
+        def deliver(arrived_on: str, reply: str, data: bytes) -> None:
+            logical = self._logical(arrived_on)
+            if reply and self._stays_within(logical, reply):
+                self._counters["received_total"] += 1
+                handler(ClientCall(clients.tenant_of(logical), reply, data))
+
+        return await self._attach(
+            Interest(self._wire(subject), queue, deliver, self._counters, self._on_fault)
+        )
+
+    def answer(self, call: ClientCall, on_gone: Callable[[], None]) -> "_Answers":
+        def arrived(data: bytes | None) -> None:
+            if data is None:
+                on_gone()
+
+        return _Answers(self, call.reply, self._wait_for(arrived))
+
+    def call(
+        self, subject: str, data: bytes, on_answer: Callable[[bytes | None], None]
+    ) -> "_Asked":
+        self._check_size(len(data), subject)
+        asked = _Asked(self, self._wait_for(on_answer))
+        self._counters["published_total"] += 1
+        self._post(self._wire(subject), data, asked.address)
+        return asked
+
+    def _handle_json(
+        self,
+        subject: str,
+        reply: str,
+        data: bytes,
+        message: type[M],
+        handler: Callable[[Received[M]], None],
+    ) -> None:
+        try:
+            question = clients.question_in(message, data)
+        except ClientMistake as mistake:
+            self._counters["malformed_total"] += 1
+            if reply.startswith(INBOX):
+                self._post_json(reply, clients.refusal(mistake.code, str(mistake)))
+            return
+        self._counters["received_total"] += 1
+        handler(Received(question, subject, "client", 0, 0, None, reply or None, json=True))
+
+    def _post_json(self, address: str, data: bytes) -> None:
+        if len(data) > self._payload_bytes_max:
+            data = clients.refusal("answer_too_large", "the answer exceeds the bus's payload limit")
+        self._counters["published_total"] += 1
+        self._post(address, data)
+
+    def _stays_within(self, subject: str, reply: str) -> bool:
+        """Else a tenant could have us speak into the inbox of another."""
+        if not reply or reply.startswith(clients.client_inbox(clients.tenant_of(subject)) + "."):
+            return True
+        self._counters["refused_replies_total"] += 1
+        log.warning("%s wants its answer at %r: refused", subject, reply)
+        return False
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         self._reconnect_callbacks.append(callback)
@@ -436,6 +517,41 @@ class Endpoint(abc.ABC):
         if self._prefix == PREFIX or not subject.startswith(self._prefix + "."):
             return subject
         return PREFIX + subject[len(self._prefix) :]
+
+
+class _Answers:
+    """``bus.Answers``: each message names where the server may say that nobody listens."""
+
+    __slots__ = ("_address", "_back", "_bus", "_token")
+
+    def __init__(self, bus: Endpoint, address: str, token: str) -> None:
+        self._bus = bus
+        self._address = address
+        self._token = token
+        self._back = f"{bus._inbox}.{token}"  # noqa: SLF001  (a part of it)
+
+    def send(self, data: bytes) -> None:
+        bus = self._bus
+        bus._check_size(len(data), self._address)  # noqa: SLF001
+        bus._counters["published_total"] += 1  # noqa: SLF001
+        bus._post(self._address, data, self._back)  # noqa: SLF001
+
+    def close(self) -> None:
+        self._bus._waiting.pop(self._token, None)  # noqa: SLF001
+
+
+class _Asked:
+    """``bus.Asked``."""
+
+    __slots__ = ("_bus", "_token", "address")
+
+    def __init__(self, bus: Endpoint, token: str) -> None:
+        self._bus = bus
+        self._token = token
+        self.address = f"{bus._inbox}.{token}"  # noqa: SLF001
+
+    def close(self) -> None:
+        self._bus._waiting.pop(self._token, None)  # noqa: SLF001
 
 
 def _handle_traced(

@@ -69,9 +69,11 @@ class MemoryHub:
         """
         subject, data, reply = posted
         if subject.startswith(INBOX):
-            for member in self._members:
-                if subject.startswith(member.inbox):
-                    member.answered(subject, data)
+            owners = [m for m in self._members if subject.startswith(m.inbox)]
+            if not owners and reply.startswith(INBOX):
+                sender.answered(reply, None)
+            for member in owners:
+                member.answered(subject, data)
             return
         takers: list[tuple[MemoryBus, Interest]] = []
         groups: dict[str, list[tuple[MemoryBus, Interest]]] = {}
@@ -110,10 +112,17 @@ class MemoryBus(Endpoint):
         source: str,
         epoch: int,
         prefix: str = PREFIX,
+        inbox_prefix: str | None = None,
         on_fault: Callable[[BaseException], None] | None = None,
         outbox: Outbox | None = None,
     ) -> None:
-        super().__init__(source=source, epoch=epoch, prefix=prefix, on_fault=on_fault)
+        super().__init__(
+            source=source,
+            epoch=epoch,
+            prefix=prefix,
+            inbox_prefix=inbox_prefix,
+            on_fault=on_fault,
+        )
         self._hub = hub
         self._outbox = Outbox() if outbox is None else outbox
         self._leaving = False

@@ -5,6 +5,7 @@ components do: on subjects of the catalogue, in the direction that the catalogue
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,14 +14,23 @@ from typing import Any, Protocol
 import pytest
 
 from bus import subjects
-from bus.bus import Bus, Received
+from bus.bus import Answers, Bus, ClientCall, Received
+from bus.clients import QUESTION_BYTES_MAX, client_inbox
 from bus.endpoint import INBOX, PAYLOAD_BYTES_MAX, Outbox
 from bus.errors import AskTimedOut, MessageTooLarge, NoResponders, NotConnected
 from bus.memory_bus import MemoryBus, MemoryHub
 from bus.nats_bus import NatsBus
 from schemas.body import FetchBody, FetchBodyReply
+from schemas.client import CancelGeneration
 from schemas.examples import CARD, example
-from schemas.fleet import HeartbeatSent, ShowComponent, ShowComponentReply, ShowModel
+from schemas.fleet import (
+    HeartbeatSent,
+    ShowComponent,
+    ShowComponentReply,
+    ShowFleet,
+    ShowFleetReply,
+    ShowModel,
+)
 from schemas.message import Message
 from schemas.request import CancelRequest, RequestRefused, ScheduleRequest
 from tests.support.nats import KeyRing, NatsInTest, ServerUnderTest, running, until
@@ -536,3 +546,144 @@ async def test_a_closed_bus_takes_nothing(world: World) -> None:
         await scheduler.ask(FETCH, example(FetchBody), FetchBodyReply, timeout_s=TIMEOUT_S)
     with pytest.raises(NotConnected):
         await scheduler.subscribe(CANCEL, CancelRequest, heard)
+
+
+# Clients.
+
+CHAT = subjects.complete_chat("acme")
+
+
+async def client_of(world: World, tenant: str) -> Bus:
+    return await world.bus("client", tenant, inbox_prefix=client_inbox(tenant))
+
+
+class Replies(list[Any]):
+    """What comes back to a client: JSON, or None for "nobody"."""
+
+    def __call__(self, data: bytes | None) -> None:
+        self.append(None if data is None else json.loads(data))
+
+    async def arrive(self, expected: int) -> None:
+        await until(lambda: len(self) >= expected, f"{expected} answers")
+
+
+async def test_a_question_in_json_is_answered_in_json(world: World) -> None:
+    registry = await world.bus("registry", "registry-0")
+    client = await client_of(world, "acme")
+    reply = example(ShowFleetReply)
+    await registry.subscribe(
+        subjects.show_fleet(), ShowFleet, lambda asked: registry.respond(asked, reply)
+    )
+    replies = Replies()
+    for question in (b"{}", b"", b" {}"):
+        client.call(subjects.show_fleet(), question, replies)
+    await replies.arrive(3)
+    assert [ShowFleetReply.model_validate(r) for r in replies] == [reply] * 3
+    # Our own form is spoken on the same subject.
+    own = await client.ask(subjects.show_fleet(), ShowFleet(), ShowFleetReply, timeout_s=5)
+    assert own == reply
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "says"),
+    [
+        (b"{", "invalid_question", "the question"),
+        (b'{"model": 3}', "invalid_question", "model"),
+        (b'{"model": "m", "more": 1}', "invalid_question", "more"),
+        (b'{"model": ' + b"[" * 5000, "invalid_question", "the question"),
+        (b"{" + b" " * QUESTION_BYTES_MAX, "too_large", str(QUESTION_BYTES_MAX)),
+    ],
+)
+async def test_a_question_in_bad_json_is_refused_by_a_code_and_never_handled(
+    world: World, question: bytes, code: str, says: str
+) -> None:
+    worker = await world.bus("worker", "decode-0")
+    client = await client_of(world, "acme")
+    heard = Heard()
+    await worker.subscribe(subjects.show_model("m"), ShowModel, heard)
+    replies = Replies()
+    client.call(subjects.show_model("m"), question, replies)
+    await replies.arrive(1)
+    assert replies[0]["error"]["code"] == code
+    assert says in replies[0]["error"]["message"]
+    assert heard == []
+    assert worker.counters["malformed_total"] == 1
+
+
+async def test_json_is_no_language_between_processes(world: World) -> None:
+    scheduler = await world.bus("scheduler", "scheduler-0")
+    gateway = await world.bus("gateway", "gateway-0")
+    heard = Heard()
+    await scheduler.subscribe(CANCEL, CancelRequest, heard)
+    gateway.publish_frame(CANCEL, b'{"request_id": "r-1"}')
+    gateway.publish(CANCEL, cancel(1))
+    await heard.arrive(1)
+    assert scheduler.counters["malformed_total"] == 1
+
+
+async def test_a_call_is_answered_by_many_messages_in_order(world: World) -> None:
+    gateway = await world.bus("gateway", "gateway-0")
+    client = await client_of(world, "acme")
+    calls: list[ClientCall] = []
+
+    def answer(call: ClientCall) -> None:
+        calls.append(call)
+        answers = gateway.answer(call, lambda: pytest.fail("the client is there"))
+        for n in range(3):
+            answers.send(b'{"n": %d}' % n)
+        answers.close()
+
+    await gateway.subscribe_calls(subjects.complete_chat(subjects.ANY), answer, queue="gateway")
+    replies = Replies()
+    asked = client.call(CHAT, b'{"model": "m"}', replies)
+    await replies.arrive(3)
+    assert replies == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert calls == [ClientCall("acme", asked.address, b'{"model": "m"}')]
+
+
+async def test_who_answers_a_client_is_told_when_it_has_left(world: World) -> None:
+    gateway = await world.bus("gateway", "gateway-0")
+    client = await client_of(world, "acme")
+    opened: list[Answers] = []
+    gone: list[bool] = []
+    await gateway.subscribe_calls(
+        CHAT,
+        lambda call: opened.append(gateway.answer(call, lambda: gone.append(True))),
+        queue="gateway",
+    )
+    replies = Replies()
+    client.call(CHAT, b"{}", replies)
+    await until(lambda: bool(opened), "the call")
+    opened[0].send(b"{}")
+    await replies.arrive(1)
+    assert gone == []
+    await client.close()
+    opened[0].send(b"{}")
+    await until(lambda: bool(gone), "the news")
+    opened[0].close()
+    opened[0].send(b"{}")
+    await gateway.flush()
+    assert gone == [True], "after close nobody is told"
+
+
+async def test_a_call_that_nobody_serves_is_told_at_once(world: World) -> None:
+    client = await client_of(world, "acme")
+    replies = Replies()
+    client.call(CHAT, b"{}", replies)
+    await replies.arrive(1)
+    assert replies == [None]
+
+
+@pytest.mark.parametrize("subject", [CHAT, subjects.cancel_generation("acme")])
+async def test_no_tenant_is_answered_in_the_inbox_of_another(world: World, subject: str) -> None:
+    gateway = await world.bus("gateway", "gateway-0")
+    client = await client_of(world, "acme")
+    calls: list[ClientCall] = []
+    cancels = Heard()
+    await gateway.subscribe_calls(CHAT, calls.append, queue="gateway")
+    await gateway.subscribe(subjects.cancel_generation("acme"), CancelGeneration, cancels)
+    for foreign in ("_INBOX_client.globex.1", "_INBOX_client.acme2.1", "_INBOX_router-0.1", "x"):
+        client._post(subject, b'{"reply": "x"}', foreign)  # type: ignore[attr-defined]
+    await client.flush()
+    await until(lambda: gateway.counters["refused_replies_total"] == 4, "four refusals")
+    assert (calls, cancels) == ([], [])
