@@ -71,6 +71,11 @@ class Exchange:
             sum(r.cached_tokens for r in self.requests),
         )
 
+    @property
+    def usage_shown(self) -> Usage:
+        """What the client is told of it."""
+        return self._dialect.shown(self.usage)
+
     # What happens to it.
 
     def deliver(self, request: Request) -> None:

@@ -104,6 +104,10 @@ class Dialect(Protocol):
         """The last event, when the client asked for it."""
         ...
 
+    def shown(self, usage: Usage) -> Usage:
+        """What the client is told of it."""
+        ...
+
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
         """The answer in one, from one piece per choice."""
         ...
@@ -158,6 +162,9 @@ class Chat:
 
     def usage(self, usage: Usage) -> bytes:
         return self._events.usage(usage)
+
+    def shown(self, usage: Usage) -> Usage:
+        return usage
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
         choices = [
@@ -238,12 +245,12 @@ class Completions:
         return self._event(choice, piece.text, logprobs, reason, _event_id(choice, piece))
 
     def usage(self, usage: Usage) -> bytes:
-        return self._events.usage(self._shown(usage))
+        return self._events.usage(self.shown(usage))
 
     def whole(self, pieces: Sequence[Piece], usage: Usage) -> bytes:
         choices = [self._choice(index, piece) for index, piece in enumerate(pieces)]
         content = self._head.content("text_completion")
-        return orjson.dumps(content | {"choices": choices, "usage": self._shown(usage).content})
+        return orjson.dumps(content | {"choices": choices, "usage": self.shown(usage).content})
 
     def _choice(self, index: int, piece: Piece) -> dict[str, Any]:
         head = self._head
@@ -270,7 +277,7 @@ class Completions:
         echo = head.echoes[choice]
         return echoed_logprobs(tokens, echo.text, echo.first_token)
 
-    def _shown(self, usage: Usage) -> Usage:
+    def shown(self, usage: Usage) -> Usage:
         """A token that is not shown is not counted."""
         return replace(usage, completion_tokens=0) if self._head.prompt_only else usage
 

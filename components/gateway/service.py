@@ -7,6 +7,7 @@ import secrets
 from bus import subjects
 from bus.subjects import ANY
 from components.gateway.app import Front
+from components.gateway.bus_calls import BusCalls
 from components.gateway.desk import Desk
 from components.gateway.server import HttpServer
 from components.gateway.settings import GatewaySettings
@@ -28,6 +29,7 @@ class Gateway:
             settings,
             secret.get_secret_value().encode() if secret else secrets.token_bytes(32),
         )
+        self._calls = BusCalls(self._desk)
         self._server = HttpServer(Front(self._desk), settings, host.tasks)
         self._ticks = 0
 
@@ -40,6 +42,7 @@ class Gateway:
         _ = await bus.subscribe_frames(subjects.frames(me, ANY), desk.on_frame)
         _ = await bus.subscribe(subjects.heartbeat_sent(ANY, ANY), HeartbeatSent, desk.on_heartbeat)
         bus.on_reconnect(desk.on_reconnect)
+        await self._calls.start()
         _ = self._host.tasks.every("gateway.tick", self._settings.tick_ms / 1000, self._tick)
         await self._server.start()
 
@@ -49,6 +52,7 @@ class Gateway:
         accept_s = min(self._settings.drain_accept_s, deadline_s)
         await asyncio.sleep(accept_s)
         self._desk.refuse_new()
+        await self._calls.leave()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s - accept_s):
                 await self._desk.idle()

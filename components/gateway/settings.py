@@ -72,6 +72,12 @@ class GatewaySettings(Settings):
     undelivered_tokens_max: int = Field(default=16_384, ge=1)
     #: A client that takes nothing for this long is let go.
     write_stall_s: float = Field(default=60.0, gt=0)
+    #: A client on the bus hears something of a streamed answer at least this often.
+    client_silence_s: float = Field(default=2.0, gt=0)
+    #: An answer that is not streamed over the bus must be complete within this time.
+    client_whole_s: float = Field(default=120.0, gt=0)
+    #: After a reconnect of ours clients may take so long to come back too.
+    client_rejoin_s: float = Field(default=1.0, ge=0)
     #: On drain, how long new requests are still taken while /ready already says 503.
     drain_accept_s: float = Field(default=0.0, ge=0)
     tick_ms: int = Field(default=100, ge=1)

@@ -1,0 +1,172 @@
+"""A connection of a client, and what it may ask."""
+
+import asyncio
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import orjson
+
+from bus import subjects
+from bus.clients import DEFAULT_TENANT, client_inbox
+from bus.errors import AskTimedOut, BusError, NoResponders
+from bus.nats_bus import NatsBus
+from bus.subjects import PREFIX
+from components.client.errors import CannotConnect, ClientError, NobodyAnswers, TimedOut
+from components.client.stream import Stream, refused
+from schemas.client import CancelGeneration
+from schemas.engine import EngineStateSeen, ShowStates, ShowStatesReply
+from schemas.fleet import ModelCard, ShowFleet, ShowFleetReply, ShowModel, ShowModelReply
+from schemas.message import Message
+
+R = TypeVar("R", bound=Message)
+
+CONNECT_S: Final = 5.0
+#: For what is answered from what is known.
+ANSWER_S: Final = 5.0
+#: A gateway says something at least every 2 s.
+SILENCE_S: Final = 10.0
+#: A little longer than a gateway takes to give an answer in one up.
+WHOLE_S: Final = 125.0
+#: Pages of one answer that are asked for.
+PAGES_MAX: Final = 64
+
+
+class Client:
+    """One program of one tenant.
+
+    The connection is restored by itself; what is asked meanwhile waits. A streamed answer survives
+    an absence of the server unless a message of it was lost: then it raises ``AnswerLost``.
+    ``key_file`` is the tenant's (``client-TENANT.nk``); None for a server that asks for no key.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        key_file: Path | None = None,
+        prefix: str = PREFIX,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        """Raises ``ValueError`` for what is no address, or no prefix."""
+        self._tenant = tenant
+        self._silence_s = silence_s
+        self._bus = NatsBus(
+            url,
+            source=f"client-{tenant}",
+            epoch=time.time_ns() // 1_000_000,
+            key_file=key_file,
+            prefix=prefix,
+            inbox_prefix=client_inbox(tenant),
+            connect_timeout_s=CONNECT_S,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._bus.connect()
+        except (BusError, OSError, ValueError) as error:
+            raise CannotConnect(str(error)) from error
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._bus.close()
+
+    # Tokens. Fields are OpenAI's, as over HTTP.
+
+    def chat(self, **body: Any) -> Stream:
+        """A chat as it is written."""
+        return self._stream(subjects.complete_chat(self._tenant), body)
+
+    def text(self, **body: Any) -> Stream:
+        """A completion as it is written."""
+        return self._stream(subjects.complete_text(self._tenant), body)
+
+    async def complete(self, *, timeout_s: float = WHOLE_S, **body: Any) -> dict[str, Any]:
+        """OpenAI's answer in one: to a chat when there are ``messages``, else to a ``prompt``.
+
+        Raises ``ClientError``; whoever stops waiting cancels it.
+        """
+        chat = "messages" in body
+        subject = (subjects.complete_chat if chat else subjects.complete_text)(self._tenant)
+        arrived: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+
+        def take(data: bytes | None) -> None:
+            if not arrived.done():
+                arrived.set_result(data)
+
+        asked = self._bus.call(subject, orjson.dumps(body | {"stream": False}), take)
+        try:
+            async with asyncio.timeout(timeout_s):
+                data = await arrived
+        except TimeoutError:
+            raise TimedOut(f"no answer within {timeout_s:g} s") from None
+        finally:
+            asked.close()
+            if not arrived.done() or arrived.cancelled():
+                cancel = CancelGeneration(reply=asked.address)
+                self._bus.publish(subjects.cancel_generation(self._tenant), cancel)
+        if data is None:
+            raise NobodyAnswers(f"no gateway serves {subject}")
+        answer: dict[str, Any] = orjson.loads(data)
+        if "error" in answer:
+            raise refused(answer)
+        return answer
+
+    def _stream(self, subject: str, body: dict[str, Any]) -> Stream:
+        data = orjson.dumps(body | {"stream": True})
+        return Stream(self._bus, self._tenant, subject, data, self._silence_s)
+
+    # What is known.
+
+    async def fleet(self) -> ShowFleetReply:
+        """Every process and engine that the registry has heard of."""
+        return await self._ask(subjects.show_fleet(), ShowFleet(), ShowFleetReply)
+
+    async def models(self) -> list[str]:
+        """The models that living workers serve."""
+        processes = (await self.fleet()).processes
+        named = {p.heartbeat.model for p in processes if not p.lost}
+        return sorted(name for name in named if name is not None)
+
+    async def model(self, name: str) -> ModelCard:
+        """What a worker says of its model."""
+        question = ShowModel(model=name)
+        return (await self._ask(subjects.show_model(name), question, ShowModelReply)).card
+
+    async def states(self) -> list[EngineStateSeen]:
+        """What every living bridge knows of engines outside."""
+        processes = (await self.fleet()).processes
+        bridges = [p.heartbeat for p in processes if not p.lost]
+        found: list[EngineStateSeen] = []
+        for bridge in (b.instance for b in bridges if b.component == "bridge"):
+            found += await self._states_of(bridge)
+        return found
+
+    async def _states_of(self, bridge: str) -> list[EngineStateSeen]:
+        found: list[EngineStateSeen] = []
+        for _ in range(PAGES_MAX):
+            after = found[-1].state.engine_id if found else ""
+            reply = await self._ask(
+                subjects.show_states(bridge), ShowStates(after=after), ShowStatesReply
+            )
+            found += reply.engines
+            if not reply.more:
+                break
+        return found
+
+    async def _ask(self, subject: str, question: Message, reply: type[R]) -> R:
+        try:
+            return await self._bus.ask(subject, question, reply, timeout_s=ANSWER_S)
+        except NoResponders as error:
+            raise NobodyAnswers(f"nobody answers on {subject}") from error
+        except AskTimedOut as error:
+            raise TimedOut(str(error)) from error
+        except BusError as error:
+            raise ClientError(str(error)) from error
