@@ -18,7 +18,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, Union
 import msgpack
 import msgspec
 import xxhash
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from bus.errors import MalformedMessage
@@ -207,16 +206,9 @@ def _shadow_default(field: FieldInfo) -> tuple[Any, ...]:
 
 def _rebuild(cls: type[P], values: _Values) -> P:
     """An instance with ``values``; nested shadows become parts."""
-    fields_set, nested = _plan(cls)
-    for name in nested:
+    for name in _plan(cls):
         values[name] = _rebuilt(values[name])
-    part = object.__new__(cls)
-    # What pydantic's own __init__ sets; a frozen model has no other way in.
-    _set_dict(part, "__dict__", values)
-    _set_fields_set(part, fields_set.copy())
-    _set_extra(part, None)
-    _set_private(part, None)
-    return part
+    return cls.trusted(values)
 
 
 def _rebuilt(value: Any) -> Any:
@@ -228,10 +220,9 @@ def _rebuilt(value: Any) -> Any:
 
 
 @cache
-def _plan(cls: type[Part]) -> tuple[set[str], tuple[str, ...]]:
-    """All field names, and those that may hold parts."""
-    fields = cls.model_fields.items()
-    return set(cls.model_fields), tuple(n for n, f in fields if _holds_parts(f.annotation))
+def _plan(cls: type[Part]) -> tuple[str, ...]:
+    """Names of the fields that may hold parts."""
+    return tuple(n for n, f in cls.model_fields.items() if _holds_parts(f.annotation))
 
 
 def _holds_parts(annotation: Any) -> bool:
@@ -247,13 +238,6 @@ def _values_of(cls: type[Part]) -> Callable[[_Values], Sequence[Any]]:
     if len(names) > 1:
         return operator.itemgetter(*names)
     return lambda values: [values[name] for name in names]
-
-
-_set_dict: Final = object.__setattr__
-_set_fields_set, _set_extra, _set_private = (
-    BaseModel.__dict__[slot].__set__
-    for slot in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
-)
 
 
 # Token frames.

@@ -162,8 +162,8 @@ def engine_load_reported(engine: str) -> str:
     return _subject("evt.engine.load_reported", engine)
 
 
-def engine_state_received(engine: str) -> str:
-    return _subject("evt.engine.state_received", engine)
+def engine_states_received(engine: str) -> str:
+    return _subject("evt.engine.states_received", engine)
 
 
 def kv_pages_changed(engine: str) -> str:

@@ -292,8 +292,8 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         sender_is="engine",
     ),
     Entry(
-        engine.EngineStateReceived,
-        "evt.engine.state_received.{engine}",
+        engine.EngineStatesReceived,
+        "evt.engine.states_received.{engine}",
         ("bridge",),
         ("registry",),
     ),

@@ -73,14 +73,14 @@ class EngineLoadReported(Message):
     at_ms: int = 0
 
 
-class EngineStateReceived(Message):
-    """An ELRAR datagram that the bridge took in: the seed's eight fields, when and from where.
+class EngineStateReceived(Part):
+    """An ELRAR datagram that a bridge took in: the seed's eight fields, when and from where.
 
     ``received_ms`` is the bridge's wall clock; ``source_address`` the sender as ``host:port``;
-    ``trust`` tells signed senders from plain ones.
+    ``trust`` tells signed senders from plain ones, which have no ``sender_epoch`` and
+    ``sender_seq`` (0). A ``heartbeat`` says that the engine lives; where it came while a load was
+    still fresh, the figures are those of that load.
     """
-
-    schema_id: ClassVar[str] = "engine.state_received.v1"
 
     engine_id: str
     timestamp_ms: int
@@ -93,6 +93,18 @@ class EngineStateReceived(Message):
     received_ms: int
     source_address: str
     trust: Literal["low", "signed"] = "low"
+    sender_epoch: int = 0
+    sender_seq: int = 0
+    heartbeat: bool = False
+
+
+class EngineStatesReceived(Message):
+    """What a bridge took from one engine in one wake-up, oldest first. Kept in ENGINE_STATE."""
+
+    schema_id: ClassVar[str] = "engine.states_received.v1"
+
+    engine_id: str
+    states: tuple[EngineStateReceived, ...]
 
 
 class EngineStateSeen(Part):
@@ -101,6 +113,10 @@ class EngineStateSeen(Part):
     ``stale``: older than the bridge's ``stale_after_s``. ``kept`` states of it are in the history.
     ``clock_ahead_ms``: the sender's clock against the bridge's, as the least of (received - sent)
     over the history, negated: right up to the fastest datagram's way; a clock behind is negative.
+    ``sent_age_ms``: how old by the sender's own clock, corrected by that; ``stale_by_send`` judges
+    it by the same bound, so a datagram that was long on its way is not taken for news.
+    ``lost`` of ``heard + lost`` datagrams did not come, by the numbers of a signed sender; None
+    for a plain one, which has none.
     """
 
     state: EngineStateReceived
@@ -108,6 +124,10 @@ class EngineStateSeen(Part):
     stale: bool
     kept: int = Field(ge=1)
     clock_ahead_ms: int
+    sent_age_ms: int = 0
+    stale_by_send: bool = False
+    heard: int = 0
+    lost: int | None = None
 
 
 class ShowStates(Message):

@@ -29,6 +29,7 @@ from schemas.engine import (
     EngineLoadReported,
     EngineStateReceived,
     EngineStateSeen,
+    EngineStatesReceived,
     KvPagesChanged,
     ShowPages,
     ShowPagesReply,
@@ -315,7 +316,7 @@ _ALL: Final[tuple[Message, ...]] = (
         ms=1.9,
     ),
     LOAD,
-    STATE,
+    EngineStatesReceived(engine_id=STATE.engine_id, states=(STATE,)),
     KvPagesChanged(
         engine="prefill-0",
         engine_epoch=1_795_000_000_400,

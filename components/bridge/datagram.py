@@ -46,6 +46,17 @@ class Datagram:
     engine_capacity: float
     unknown_fields: int = 0
 
+    @property
+    def is_heartbeat(self) -> bool:
+        """Has it the values with which the seed's agent says that it has nothing to say?"""
+        return (
+            self.pending_tokens_total == 0
+            and self.latency_pred_ms == 0.0
+            and self.engine_capacity == 0.0
+            and self.kv_cache_free_blocks == self.kv_cache_total_blocks == -1
+            and self.scheduling_mode == "latency_optimized"
+        )
+
 
 _FIELDS: Final = tuple(Datagram.__dataclass_fields__)[:8]
 

@@ -1,27 +1,28 @@
 """A UDP socket whose datagrams become events; what registers engines is in ``registrar.py``.
 
-Datagrams are collected during a turn of the loop and handled together: one reading of the clocks,
-one publication per state, all in one write to the bus.
+What the socket holds is read together: one reading of the clocks, one message per engine with all
+of its states, all in one write to the bus.
 """
 
 import asyncio
-import os
-import socket
 from pathlib import Path
 
 from bus import subjects
 from bus.bus import Received, Subscription
 from components.bridge.core import BridgeCore
+from components.bridge.log_file import LogFile
 from components.bridge.registrar import Registrar
 from components.bridge.settings import BridgeSettings
+from components.bridge.trust import Trust
+from components.bridge.udp import Packet, Udp, bind
+from components.bridge.windows import Windows
+from components.domain.signed_frame import BadKeys, parse_keys
 from components.host.errors import CannotStart
 from components.host.host import Host
-from schemas.engine import ShowStates
-
-Address = tuple[str, int]
+from schemas.engine import EngineStateReceived, EngineStatesReceived, ShowStates
 
 
-class BridgeService(asyncio.DatagramProtocol):
+class BridgeService:
     """The bridge as a component."""
 
     def __init__(self, host: Host, settings: BridgeSettings) -> None:
@@ -40,29 +41,40 @@ class BridgeService(asyncio.DatagramProtocol):
             engines_max=settings.engines_max,
         )
         self._registrar = Registrar(host, settings)
-        self._pending: list[tuple[bytes, Address]] = []
-        self._socket: socket.socket | None = None
-        self._transport: asyncio.DatagramTransport | None = None
+        self._udp: Udp | None = None
+        self._log: LogFile | None = None
         self._address: str | None = None
         self._shown: Subscription | None = None
+        self._subjects: dict[str, str] = {}
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._socket = await _bound(self._settings)
-        given = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-        host, port = self._socket.getsockname()[:2]
-        self._address = f"udp://[{host}]:{port}" if ":" in host else f"udp://{host}:{port}"
-        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._socket)
+        settings = self._settings
+        self._core.trust = trust_of(settings)
+        if settings.log_states:
+            self._log = LogFile(
+                Path(settings.log_file),
+                bytes_max=settings.log_bytes_max,
+                files=settings.log_files_max,
+                count=self._host.counters.add,
+            )
+        bound = await bind(settings.address, settings.udp_port, settings.receive_buffer_bytes)
+        self._udp = Udp(
+            bound,
+            self._take,
+            bytes_max=settings.datagram_bytes_max,
+            turn_max=settings.turn_max,
+            on_error=lambda _: self._host.counters.add("socket_errors_total"),
+        )
+        self._address = self._udp.address
+        self._host.counters["receive_buffer_bytes"] = self._udp.buffer_bytes
         await self._registrar.start()
         subject = subjects.show_states(self._host.instance)
         self._shown = await self._host.bus.subscribe(subject, ShowStates, self._show)
         self._host.tasks.every("bridge.tick", 1.0, self._tick)
-        self._host.log.info(
-            "listening", extra={"address": self._address, "receive_buffer_bytes": given}
-        )
+        self._say_where()
 
     async def drain(self, deadline_s: float) -> None:
-        """Take what the socket still gives in this turn, then close it."""
+        """Take what the socket still gives, then close it."""
         await asyncio.sleep(0)
         await self.stop()
 
@@ -71,87 +83,86 @@ class BridgeService(asyncio.DatagramProtocol):
         shown, self._shown = self._shown, None
         if shown is not None:
             await shown.unsubscribe()
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.close()
-        elif self._socket is not None:
-            self._socket.close()
-        self._handle_pending()
+        udp, self._udp = self._udp, None
+        if udp is not None:
+            udp.close()
+        log, self._log = self._log, None
+        if log is not None:
+            await asyncio.to_thread(log.close)
 
     def heartbeat(self) -> dict[str, object]:
         return {"address": self._address}
 
+    def _say_where(self) -> None:
+        settings, udp = self._settings, self._udp
+        assert udp is not None
+        about = {
+            "address": self._address,
+            "receive_buffer_bytes": udp.buffer_bytes,
+            "trust": settings.trust,
+            "log_file": settings.log_file if settings.log_states else None,
+        }
+        self._host.log.info("listening", extra=about)
+        if settings.trust == "legacy" and not settings.is_loopback:
+            self._host.counters["unauthenticated"] = 1
+            self._host.log.warning(
+                "anybody who reaches %s may say what any engine does: set bridge.trust and"
+                " bridge.keys_file (deploy/MIGRATION.md)",
+                self._address,
+            )
+
     def _show(self, asked: Received[ShowStates]) -> None:
-        reply = self._core.show(asked.message, self._host.clock.now_s())
+        clock = self._host.clock
+        reply = self._core.show(asked.message, clock.now_s(), clock.wall_ms())
         self._host.bus.respond(asked, reply)
 
-    # asyncio.DatagramProtocol
-
-    def datagram_received(self, data: bytes, addr: Address) -> None:
-        if len(self._pending) >= self._settings.pending_max:
-            self._host.counters.add("pending_dropped_total")
-            return
-        if not self._pending:
-            asyncio.get_running_loop().call_soon(self._handle_pending)
-        self._pending.append((data, addr))
-
-    def error_received(self, exc: Exception) -> None:
-        self._host.counters.add("socket_errors_total")
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
-            self._host.fault(exc)
-
-    def _handle_pending(self) -> None:
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
+    def _take(self, packets: list[Packet]) -> None:
         now_s, wall_ms = self._host.clock.now_s(), self._host.clock.wall_ms()
-        for data, addr in pending:
-            event = self._core.on_datagram(data, addr[0], addr[1], now_s, wall_ms)
+        core, states = self._core, dict[str, list[EngineStateReceived]]()
+        for data, host, port, broadcast in packets:
+            event = core.on_datagram(data, host, port, now_s, wall_ms, broadcast=broadcast)
             if event is not None:
-                self._host.bus.publish(subjects.engine_state_received(event.engine_id), event)
-        self._host.counters.update(self._core.totals)
+                states.setdefault(event.engine_id, []).append(event)
+        for engine_id, said in states.items():
+            self._publish(engine_id, said)
+        if self._log is not None and states:
+            self._log.write([state for said in states.values() for state in said])
+        self._host.counters.update(core.totals)
+
+    def _publish(self, engine_id: str, said: list[EngineStateReceived]) -> None:
+        subject = self._subjects.get(engine_id)
+        if subject is None:
+            if len(self._subjects) >= self._settings.engines_max:
+                self._subjects.clear()
+            subject = self._subjects[engine_id] = subjects.engine_states_received(engine_id)
+        message = EngineStatesReceived.trusted({"engine_id": engine_id, "states": tuple(said)})
+        self._host.bus.publish(subject, message)
 
     def _tick(self) -> None:
         now_s = self._host.clock.now_s()
         self._core.on_tick(now_s)
+        self._host.counters.update(self._core.totals)
         self._host.counters.update(self._core.levels(now_s))
-        if self._transport is not None and self._socket is not None:
-            self._host.counters["kernel_dropped_total"] = kernel_dropped(self._socket)
+        if self._udp is not None:
+            self._host.counters["kernel_dropped_total"] = self._udp.kernel_dropped()
 
 
-def kernel_dropped(bound: socket.socket) -> int:
-    """Datagrams that the kernel dropped because the socket's buffer was full; 0 where unknown."""
-    inode = str(os.fstat(bound.fileno()).st_ino)
-    table = Path("/proc/net/udp6" if bound.family == socket.AF_INET6 else "/proc/net/udp")
+def trust_of(settings: BridgeSettings) -> Trust:
+    """Whom to believe, by the settings; raises ``CannotStart`` for keys that cannot be used."""
+    return Trust(
+        settings.trust,
+        _keys(settings.keys_file) if settings.keys_file else {},
+        Windows(settings.engines_max, settings.clock_ms_max),
+        settings.networks(),
+        frozenset(settings.mixed_engines),
+    )
+
+
+def _keys(file: str) -> dict[str, bytes]:
+    path = Path(file)
     try:
-        rows = [line.split() for line in table.read_text(encoding="ascii").splitlines()[1:]]
-    except OSError:
-        return 0
-    return next((int(row[-1]) for row in rows if row[9] == inode), 0)
-
-
-async def _bound(settings: BridgeSettings) -> socket.socket:
-    """A bound, non-blocking socket; raises ``CannotStart``."""
-    place = f"UDP {settings.bind_address}:{settings.udp_port}"
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(
-            settings.bind_address,
-            settings.udp_port,
-            type=socket.SOCK_DGRAM,
-            flags=socket.AI_PASSIVE,
-        )
-        family, kind, protocol, _, address = found[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setblocking(False)
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {place}: {error}") from error
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings.receive_buffer_bytes)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise CannotStart(f"cannot listen on {place}: {error}") from error
-    return bound
+        if path.stat().st_mode & 0o077:
+            raise CannotStart(f"others may read the keys in {path}: chmod 600 {path}")
+        return parse_keys(path.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError, BadKeys) as error:
+        raise CannotStart(f"cannot use the keys in {path}: {error}") from error

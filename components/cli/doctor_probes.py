@@ -229,12 +229,12 @@ async def _datagram(where: Found) -> tuple[float | None, str]:
     """Send one state to the bridge and wait until it stands in ENGINE_STATE: ms, or why not."""
     from bus.errors import BusError
     from bus.history import History
-    from bus.subjects import engine_state_received
+    from bus.subjects import engine_states_received
     from components.bridge.datagram import test_datagram
 
     assert where.page is not None
     host, _, number = where.page.udp.rpartition(":")
-    subject = f"{where.prefix}.{engine_state_received(ENGINE_ID).split('.', 1)[1]}"
+    subject = f"{where.prefix}.{engine_states_received(ENGINE_ID).split('.', 1)[1]}"
     try:
         key_file = keyring.find(where.keys, keyring.HISTORY, keyring.HISTORY)
         async with History(where.nats_url, key_file, prefix=where.prefix) as history:

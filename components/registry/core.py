@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from components.domain.liveness import Change, PeerJoined, PeerLost, PeerTable
 from components.domain.outcomes import Count
 from components.registry.registered import RegisteredTable
-from schemas.engine import EngineLoadReported, EngineStateReceived
+from schemas.engine import EngineLoadReported, EngineStateReceived, EngineStatesReceived
 from schemas.fleet import (
     EngineEntry,
     FleetEntry,
@@ -83,7 +83,7 @@ class RegistryCore:
     # What comes in.
 
     def on_message(
-        self, message: HeartbeatSent | EngineLoadReported | EngineStateReceived, now_s: float
+        self, message: HeartbeatSent | EngineLoadReported | EngineStatesReceived, now_s: float
     ) -> list[Outcome]:
         """Take one message, heard at ``now_s``."""
         match message:
@@ -91,8 +91,8 @@ class RegistryCore:
                 return self._on_heartbeat(message, now_s)
             case EngineLoadReported():
                 return self._on_load(message, now_s)
-            case EngineStateReceived():
-                return self._on_state(message, now_s)
+            case EngineStatesReceived():
+                return [o for state in message.states for o in self._on_state(state, now_s)]
 
     def on_registration(
         self, message: FleetRegistered | FleetExpired, bridge: str, bridge_epoch: int

@@ -9,7 +9,7 @@ from components.domain.outcomes import Count
 from components.host.host import Host
 from components.registry.core import Outcome, RegistryCore
 from components.registry.settings import RegistrySettings
-from schemas.engine import EngineLoadReported, EngineStateReceived
+from schemas.engine import EngineLoadReported, EngineStatesReceived
 from schemas.fleet import (
     FleetExpired,
     FleetJoined,
@@ -45,7 +45,7 @@ class RegistryService:
             await bus.subscribe(subjects.heartbeat_sent(ANY, ANY), HeartbeatSent, self._feed),
             await bus.subscribe(subjects.engine_load_reported(ANY), EngineLoadReported, self._feed),
             await bus.subscribe(
-                subjects.engine_state_received(ANY), EngineStateReceived, self._feed
+                subjects.engine_states_received(ANY), EngineStatesReceived, self._feed
             ),
             await bus.subscribe(
                 subjects.fleet_registered(ANY), FleetRegistered, self._feed_registration
@@ -71,7 +71,7 @@ class RegistryService:
         self,
         received: Received[HeartbeatSent]
         | Received[EngineLoadReported]
-        | Received[EngineStateReceived],
+        | Received[EngineStatesReceived],
     ) -> None:
         self._perform(self._core.on_message(received.message, self._host.clock.now_s()))
 

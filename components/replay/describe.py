@@ -11,7 +11,7 @@ from typing import Any, Final
 from bus import codec, subjects
 from bus.endpoint import matcher
 from bus.errors import MalformedMessage
-from schemas.engine import EngineLoadReported, EngineStateReceived, KvPagesChanged
+from schemas.engine import EngineLoadReported, EngineStatesReceived, KvPagesChanged
 from schemas.fleet import FleetExpired, FleetJoined, FleetLeft, FleetRegistered
 from schemas.frames import Entry
 from schemas.journal import JournalAppended
@@ -140,12 +140,13 @@ def _sentence(message: Message) -> str:  # noqa: PLR0911  (a line for each kind)
                 f" kv_pages={message.kv_pages_used}/{message.kv_pages_total}"
                 f" leases={message.leases} watermark={message.watermark}"
             )
-        case EngineStateReceived():
+        case EngineStatesReceived(states=[*before, last]):
+            more = f" and {len(before)} before it" if before else ""
             return (
-                f"{message.engine_id} {message.scheduling_mode}"
-                f" pending_tokens={message.pending_tokens_total}"
-                f" latency_pred_ms={message.latency_pred_ms:g}"
-                f" capacity={message.engine_capacity:g} from={message.source_address}"
+                f"{message.engine_id} {last.scheduling_mode}"
+                f" pending_tokens={last.pending_tokens_total}"
+                f" latency_pred_ms={last.latency_pred_ms:g}"
+                f" capacity={last.engine_capacity:g} from={last.source_address}{more}"
             )
         case KvPagesChanged():
             return (

@@ -16,7 +16,7 @@ from components.host.journal import EventRef
 from components.replay.check import CORES, Resolve, apply
 from components.replay.past import KEPT, Past, opened, place_of, read_between
 from components.scheduler.core import SchedulerCore
-from schemas.engine import EngineLoadReported, EngineStateReceived
+from schemas.engine import EngineLoadReported, EngineStateReceived, EngineStatesReceived
 from schemas.fleet import EngineEntry, FleetExpired, FleetJoined, FleetLeft, FleetRegistered
 from schemas.journal import JournalAppended, JournalSnapshotted
 from schemas.message import Message
@@ -77,8 +77,8 @@ def engines_then(records: Iterable[tuple[Message, int]], at_ms: int) -> tuple[En
         match message:
             case EngineLoadReported():
                 loads[message.engine] = (message, message.at_ms or time_ms)
-            case EngineStateReceived():
-                states[message.engine_id] = (message, message.received_ms)
+            case EngineStatesReceived(states=[*_, last]):
+                states[message.engine_id] = (last, last.received_ms)
             case _:
                 pass
     entries = []

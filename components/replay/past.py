@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from bus.codec import Decoded, decode
 from bus.errors import MalformedMessage
 from bus.history import Stored, StreamState
-from schemas.engine import EngineStateReceived
+from schemas.engine import EngineStatesReceived
 from schemas.message import Message
 from schemas.request import RequestEventsBatched
 
@@ -58,8 +58,8 @@ def time_of(stored: Stored, message: Message | None = None) -> int:
     match message:
         case RequestEventsBatched(events=[*_, last]):
             return last.at_ms
-        case EngineStateReceived():
-            return message.received_ms
+        case EngineStatesReceived(states=[*_, newest]):
+            return newest.received_ms
         case _:
             return getattr(message, "at_ms", 0) or stored.time_ms
 

@@ -9,7 +9,7 @@ from components.host.journal import pack_inputs, unpack_inputs
 from components.replay.check import Report
 from components.replay.recording import Recording
 from schemas.catalogue import CATALOGUE, FRAMES_SUBJECT
-from schemas.engine import EngineStateReceived
+from schemas.engine import EngineStatesReceived
 from schemas.request import ScheduleRequest
 from schemas.routing import RouteWindow
 from tests.show.deaths import recording_with_kills
@@ -35,9 +35,10 @@ async def datagram(run: Run) -> Figure:
             raise Void(f"send-state failed: {said.decode()[-200:]}")
         await asyncio.sleep(0.5)
         stored = [
-            d.message
+            state
             for d in await fleet.history("ENGINE_STATE")
-            if isinstance(d.message, EngineStateReceived) and d.message.engine_id == ENGINE
+            if isinstance(d.message, EngineStatesReceived) and d.message.engine_id == ENGINE
+            for state in d.message.states
         ]
         engines = (await fleet.status())["engines"]
     shown = [e for e in engines if e["engine"] == ENGINE]

@@ -11,7 +11,7 @@ from components.worker.elrar import core
 from components.worker.elrar.core import EngineState, Step
 from components.worker.elrar.sender import Sender
 from components.worker.elrar.settings import read
-from schemas.engine import EngineStateReceived
+from schemas.engine import EngineStateReceived, EngineStatesReceived
 from tests.integration.bridge.test_udp import bridge
 from tests.support.host import testing_host
 from tests.support.nats import until
@@ -54,9 +54,9 @@ async def test_over_nats_a_busy_engine_is_fresh_and_busy_through_a_long_step(nat
     seen: list[EngineStateReceived] = []
     registry = await nats_bus("registry", "registry-0")
     await registry.subscribe(
-        subjects.engine_state_received(subjects.ANY),
-        EngineStateReceived,
-        lambda received: seen.append(received.message),
+        subjects.engine_states_received(subjects.ANY),
+        EngineStatesReceived,
+        lambda received: seen.extend(received.message.states),
     )
     host = testing_host("bridge", bus=await nats_bus("bridge", "bridge-0"))
     service = BridgeService(host, BridgeSettings(bind_address="127.0.0.1", udp_port=0))

@@ -10,11 +10,12 @@ import pytest
 from bus import subjects
 from bus.memory_bus import MemoryBus, MemoryHub
 from components.bridge import datagram
-from components.bridge.service import BridgeService, kernel_dropped
+from components.bridge.service import BridgeService
 from components.bridge.settings import BridgeSettings
+from components.bridge.udp import kernel_dropped
 from components.host.errors import CannotStart
 from components.host.settings import load
-from schemas.engine import EngineStateReceived
+from schemas.engine import EngineStateReceived, EngineStatesReceived
 from tests.support.host import HostInTest, connected_host
 
 
@@ -22,6 +23,7 @@ class Yard:
     def __init__(self, host: HostInTest, service: BridgeService) -> None:
         self.host = host
         self.service = service
+        self.messages: list[EngineStatesReceived] = []
         self.events: list[EngineStateReceived] = []
         self.changed = asyncio.Event()
         address = str(service.heartbeat()["address"])
@@ -37,8 +39,9 @@ class Yard:
                 self.changed.clear()
                 await self.changed.wait()
 
-    def heard(self, event: EngineStateReceived) -> None:
-        self.events.append(event)
+    def heard(self, message: EngineStatesReceived) -> None:
+        self.messages.append(message)
+        self.events += message.states
         self.changed.set()
 
 
@@ -53,8 +56,8 @@ async def bridge(**settings: object) -> AsyncIterator[Yard]:
         await service.start()
         yard = Yard(host, service)
         await listener.subscribe(
-            subjects.engine_state_received(subjects.ANY),
-            EngineStateReceived,
+            subjects.engine_states_received(subjects.ANY),
+            EngineStatesReceived,
             lambda received: yard.heard(received.message),
         )
         try:
@@ -92,15 +95,20 @@ async def test_a_thousand_datagrams_at_once_all_arrive_in_order():
         for number in range(1000):
             yard.send(datagram.test_datagram(f"engine-{number % 10}", number))
         await yard.until(lambda: len(yard.events) == 1000)
-        assert [e.timestamp_ms for e in yard.events] == list(range(1000))
+    by_engine = [
+        [e.timestamp_ms for e in yard.events if e.engine_id == f"engine-{n}"] for n in range(10)
+    ]
+    assert by_engine == [list(range(n, 1000, 10)) for n in range(10)]
+    assert len(yard.messages) < 1000
+    assert all(s.engine_id == m.engine_id for m in yard.messages for s in m.states)
 
 
-async def test_what_does_not_fit_into_one_turn_is_dropped_and_counted():
-    async with bridge(pending_max=5) as yard:
-        for number in range(10):
-            yard.service.datagram_received(datagram.test_datagram("a", number), ("h", 1))
-        await yard.until(lambda: len(yard.events) == 5)
-    assert yard.host.counters["pending_dropped_total"] == 5
+async def test_one_turn_takes_so_many_and_the_next_one_goes_on():
+    async with bridge(turn_max=5) as yard:
+        for number in range(12):
+            yard.send(datagram.test_datagram("a", number))
+        await yard.until(lambda: len(yard.events) == 12)
+    assert [len(m.states) for m in yard.messages] == [5, 5, 2]
 
 
 async def test_a_port_that_is_taken_is_told_by_its_number():

@@ -85,16 +85,16 @@ async def test_reading_starts_where_it_is_told(worker: Client, history: History)
 async def test_a_filter_takes_wildcards(yard: NatsInTest, worker: Client, history: History) -> None:
     await store(worker, 3)
     bridge = await yard.client("bridge", "bridge-0")
-    await bridge.publish(subjects.engine_state_received("http://a"), b"elrar")
+    await bridge.publish(subjects.engine_states_received("http://a"), b"elrar")
     await settled(bridge, "bridge-0")
     await store(worker, 2)
     await stored(history, "ENGINE_STATE", 6)
-    one = subjects.engine_state_received("http://a")
+    one = subjects.engine_states_received("http://a")
     loads = subjects.engine_load_reported(subjects.ANY)
     assert [s.seq async for s in history.read("ENGINE_STATE", subject=one)] == [4]
     read = [s.seq async for s in history.read("ENGINE_STATE", subject=loads)]
     assert read == [1, 2, 3, 5, 6]
-    nothing = subjects.engine_state_received("http://b")
+    nothing = subjects.engine_states_received("http://b")
     assert [s async for s in history.read("ENGINE_STATE", subject=nothing)] == []
 
 

@@ -15,7 +15,7 @@ from bus.provision import provision
 from bus.server import NatsServer, free_port
 from bus.streams import BUCKETS, BY_NAME, STREAMS
 from schemas.body import BodyPublished
-from schemas.engine import EngineLoadReported, EngineStateReceived, KvPagesChanged
+from schemas.engine import EngineLoadReported, EngineStatesReceived, KvPagesChanged
 from schemas.examples import example
 from schemas.fleet import FleetJoined
 from schemas.journal import JournalAppended
@@ -131,8 +131,8 @@ EVENTS: list[tuple[str, str, str, str, type[Message]]] = [
         "ENGINE_STATE",
         "bridge",
         "bridge-0",
-        subjects.engine_state_received("http://10.0.0.7:8000"),
-        EngineStateReceived,
+        subjects.engine_states_received("http://10.0.0.7:8000"),
+        EngineStatesReceived,
     ),
     ("KV_EVENTS", "worker", "decode-0", subjects.kv_pages_changed("decode-0"), KvPagesChanged),
     (

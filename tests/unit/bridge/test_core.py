@@ -1,7 +1,10 @@
+import ipaddress
 from typing import Any
 
-from components.bridge import datagram
+from components.bridge import datagram, trust
 from components.bridge.core import BridgeCore
+from components.bridge.windows import Windows
+from components.domain import signed_frame
 from schemas.engine import EngineStateReceived, ShowStates
 
 
@@ -52,6 +55,7 @@ def test_a_refused_datagram_is_counted_by_its_reason():
     assert core.totals == {
         "received_total": 5,
         "last_received_ms": 77,
+        "unicast_received_total": 5,
         "invalid_total": 4,
         "invalid_not_json_total": 1,
         "invalid_not_an_object_total": 1,
@@ -112,12 +116,17 @@ def test_many_hosts_together_are_limited_too():
     assert core.levels(1.0)["sources"] == 3
 
 
+def counts(core: BridgeCore, now_s: float) -> tuple[int, int, int]:
+    levels = core.levels(now_s)
+    return levels["active_engines"], levels["total_engines"], levels["sources"]
+
+
 def test_sources_and_engines_are_forgotten_in_time():
     core = BridgeCore(source_per_s=1, source_burst=5)
     assert sent(core, 0.0, 1) is not None
-    assert core.levels(2.0) == {"active_engines": 1, "total_engines": 1, "sources": 1}
+    assert counts(core, 2.0) == (1, 1, 1)
     core.on_tick(4.9)
-    assert core.levels(4.9) == {"active_engines": 0, "total_engines": 1, "sources": 1}
+    assert counts(core, 4.9) == (0, 1, 1)
     core.on_tick(5.0)
     assert core.levels(5.0)["sources"] == 0
     core.on_tick(300.0)
@@ -209,3 +218,164 @@ def test_an_engine_that_nobody_heard_of_is_no_answer_and_the_counts_are():
     assert (shown.engines, shown.history, shown.valid_rate) == ((), (), "0.00%")
     assert shown.totals["invalid_total"] == 1
     assert shown.levels["total_engines"] == 0
+
+
+IDLE: dict[str, Any] = {
+    "latency_pred_ms": 0.0,
+    "scheduling_mode": "latency_optimized",
+    "pending_tokens_total": 0,
+    "kv_cache_free_blocks": -1,
+    "kv_cache_total_blocks": -1,
+    "engine_capacity": 0.0,
+}
+
+
+def test_a_heartbeat_never_lowers_a_fresh_load():
+    core = BridgeCore()
+    sent(core, 0.0, 1, pending_tokens_total=384)
+    event = sent(core, 1.0, 2, **IDLE)
+    assert event is not None
+    assert (event.heartbeat, event.pending_tokens_total, event.timestamp_ms) == (True, 384, 2)
+    assert core.totals["heartbeats_over_loads_total"] == 1
+    # It renews that the engine lives, not what it said: then the load is stale, and it is idle.
+    assert core.show(ShowStates(), 2.9).engines[0].stale is False
+    event = sent(core, 2.5, 3, **IDLE)
+    assert event is not None
+    assert (event.heartbeat, event.pending_tokens_total) == (True, 0)
+    assert core.totals["heartbeats_total"] == 2
+
+
+def test_a_load_after_a_heartbeat_is_taken_as_it_is():
+    core = BridgeCore()
+    sent(core, 0.0, 1, pending_tokens_total=384)
+    sent(core, 0.1, 2, **IDLE)
+    event = sent(core, 0.2, 3, pending_tokens_total=0)
+    assert event is not None
+    assert (event.heartbeat, event.pending_tokens_total) == (False, 0)
+
+
+def test_broadcasts_are_counted_by_the_packet():
+    core = BridgeCore()
+    data = datagram.test_datagram("a", 1)
+    core.on_datagram(data, "h", 1, 1.0, 1, broadcast=True)
+    core.on_datagram(data, "h", 1, 1.1, 1)
+    totals = core.totals
+    assert (totals["broadcast_received_total"], totals["unicast_received_total"]) == (1, 1)
+    assert totals["duplicates_total"] == 1
+
+
+def test_a_state_that_was_long_on_its_way_is_stale_by_its_own_clock():
+    core = BridgeCore()
+    data = datagram.test_datagram("a", 100_000)
+    core.on_datagram(data, "h", 1, 1.0, 101_000)  # a clock a second behind, or a second's way
+    core.on_datagram(datagram.test_datagram("a", 103_000), "h", 1, 5.0, 109_000)
+    (seen,) = core.show(ShowStates(), 5.0, 109_000).engines
+    assert (seen.age_ms, seen.stale) == (0, False)
+    assert (seen.clock_ahead_ms, seen.sent_age_ms, seen.stale_by_send) == (-1000, 5000, True)
+
+
+# Signed senders.
+
+KEYS = {"k1": bytes(range(32)), "k2": bytes(range(1, 33))}
+WALL = 1_795_000_000_000
+
+
+def frame(
+    seq: int, *, epoch: int = 7, key_id: str = "k1", at_ms: int = WALL, **fields: Any
+) -> bytes:
+    payload = datagram.test_datagram("http://a:8000", at_ms, **fields)
+    key = KEYS[key_id]
+    return signed_frame.sign(payload, key_id=key_id, key=key, epoch=epoch, seq=seq, sent_ms=at_ms)
+
+
+def trusting(mode: trust.Mode = "required", **more: Any) -> BridgeCore:
+    return BridgeCore(trust=trust.Trust(mode, KEYS, Windows(64, 30_000), **more))
+
+
+def heard(core: BridgeCore, data: bytes, now_s: float = 1.0, host: str = "10.0.0.7") -> bool:
+    return core.on_datagram(data, host, 5000, now_s, WALL) is not None
+
+
+def test_signed_states_are_marked_and_numbered():
+    core = trusting()
+    event = core.on_datagram(frame(3), "h", 1, 1.0, WALL)
+    assert event is not None
+    assert (event.trust, event.sender_epoch, event.sender_seq) == ("signed", 7, 3)
+
+
+def test_forged_replayed_unsigned_and_old_ones_are_refused_each_by_its_name():
+    core = trusting()
+    assert heard(core, frame(5))
+    refused = {
+        "replayed": frame(5),
+        "forged": frame(6)[:-1] + b"\x00",
+        "unknown_key": frame(6).replace(b"k1", b"k9"),
+        "not_a_frame": frame(6)[:40],
+        "unsigned": datagram.test_datagram("http://a:8000", WALL),
+        "old_epoch": frame(9, epoch=6),
+        "clock": frame(1, epoch=8, at_ms=WALL - 31_000),
+    }
+    for data in refused.values():
+        assert not heard(core, data)
+    counted = {
+        n[11:-6]: c
+        for n, c in core.totals.items()
+        if n.startswith("unbelieved_") and n != "unbelieved_total"
+    }
+    assert counted == dict.fromkeys(refused, 1)
+    assert core.totals["unbelieved_total"] == len(refused)
+    assert core.totals["valid_total"] == 1
+
+
+def test_a_signed_one_out_of_order_is_counted_and_fills_the_gap_it_left():
+    core = trusting()
+    assert heard(core, frame(1))
+    assert heard(core, frame(4, pending_tokens_total=4))
+    assert core.show(ShowStates(), 1.0).engines[0].lost == 2
+    assert not heard(core, frame(3))
+    (seen,) = core.show(ShowStates(), 1.0).engines
+    assert (seen.lost, seen.heard, core.totals["reordered_total"]) == (1, 3, 1)
+    assert seen.state.pending_tokens_total == 4
+    assert core.levels(1.0)["lost_datagrams"] == 1
+
+
+def test_a_plain_sender_has_no_numbers_to_tell_its_losses_by():
+    core = BridgeCore()
+    sent(core, 1.0, 1)
+    assert core.show(ShowStates(), 1.0).engines[0].lost is None
+
+
+def test_a_new_life_of_a_sender_starts_its_numbers_anew():
+    core = trusting()
+    assert heard(core, frame(900))
+    assert heard(core, frame(1, epoch=8))
+    assert core.show(ShowStates(), 1.0).engines[0].state.sender_epoch == 8
+
+
+def test_both_keys_count_while_one_is_being_changed():
+    core = trusting()
+    assert heard(core, frame(1))
+    assert heard(core, frame(2, key_id="k2"))
+
+
+def test_mixed_lets_in_what_is_listed_and_nothing_else():
+    core = trusting(
+        "mixed",
+        networks=(ipaddress.ip_network("10.0.0.0/8"),),
+        engines=frozenset({"http://b:8000"}),
+    )
+    plain = datagram.test_datagram("http://b:8000", WALL)
+    assert heard(core, plain)
+    assert not heard(core, plain, host="192.168.0.1")
+    assert not heard(core, datagram.test_datagram("http://c:8000", WALL))
+    assert heard(core, frame(1))
+    assert core.totals["unbelieved_unsigned_total"] == 2
+
+
+def test_who_signs_is_not_spoken_for_by_somebody_who_does_not():
+    core = trusting("legacy")
+    assert heard(core, frame(1))
+    assert not heard(core, datagram.test_datagram("http://a:8000", WALL + 1))
+    assert core.totals["outranked_total"] == 1
+    # Once it has been silent for long, plain ones may take its place.
+    assert heard(core, datagram.test_datagram("http://a:8000", WALL + 1), now_s=12.0)

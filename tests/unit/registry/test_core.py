@@ -2,8 +2,8 @@ import pytest
 
 from components.domain.outcomes import Count
 from components.registry.core import RegistryCore
-from schemas.engine import EngineLoadReported, EngineStateReceived
-from schemas.examples import example
+from schemas.engine import EngineLoadReported, EngineStatesReceived
+from schemas.examples import STATE, example
 from schemas.fleet import FleetJoined, FleetLeft, HeartbeatSent
 
 
@@ -15,8 +15,9 @@ def load(engine: str = "decode-0", epoch: int = 1, **changes: object) -> EngineL
     return example(EngineLoadReported, engine=engine, engine_epoch=epoch, **changes)
 
 
-def state(engine: str = "http://a:8000", at_ms: int = 5, **changes: object) -> EngineStateReceived:
-    return example(EngineStateReceived, engine_id=engine, timestamp_ms=at_ms, **changes)
+def state(engine: str = "http://a:8000", at_ms: int = 5, **changes: object) -> EngineStatesReceived:
+    state = STATE.model_copy(update={"engine_id": engine, "timestamp_ms": at_ms, **changes})
+    return EngineStatesReceived(engine_id=engine, states=(state,))
 
 
 def test_a_process_joins_once_per_life():

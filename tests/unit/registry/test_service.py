@@ -8,7 +8,7 @@ from bus.memory_bus import MemoryBus, MemoryHub
 from components.host.clock import ManualClock
 from components.registry.service import RegistryService
 from components.registry.settings import RegistrySettings
-from schemas.engine import EngineLoadReported, EngineStateReceived
+from schemas.engine import EngineLoadReported, EngineStatesReceived
 from schemas.examples import example
 from schemas.fleet import (
     FleetExpired,
@@ -73,15 +73,15 @@ async def test_the_fleet_can_be_asked_for(yard: Yard):
     yard.heartbeat()
     load = example(EngineLoadReported)
     yard.other.publish(subjects.engine_load_reported(load.engine), load)
-    state = example(EngineStateReceived)
-    yard.other.publish(subjects.engine_state_received(state.engine_id), state)
+    state = example(EngineStatesReceived)
+    yard.other.publish(subjects.engine_states_received(state.engine_id), state)
     await yard.other.flush()
     yard.clock.advance(1.0)
     reply = await yard.show()
     assert [(p.heartbeat.instance, p.silent_ms) for p in reply.processes] == [("decode-0", 1000)]
     assert [(e.engine, e.load, e.state) for e in reply.engines] == [
         (load.engine, load, None),
-        (state.engine_id, None, state),
+        (state.engine_id, None, state.states[-1]),
     ]
 
 
