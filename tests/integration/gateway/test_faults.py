@@ -500,7 +500,7 @@ async def test_nothing_of_the_inside_leaks_when_we_are_wrong(yard: Yard, monkeyp
     def broken(*_: Any) -> None:
         raise RuntimeError("secret at 0xdeadbeef in /etc")
 
-    monkeypatch.setattr("components.gateway.handlers.new_requests", broken)
+    monkeypatch.setattr("components.gateway.calls.new_requests", broken)
     answer = await talk(
         yard.address, post(json.dumps({"model": MODEL, "messages": HELLO}).encode())
     )
