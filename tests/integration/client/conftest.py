@@ -1,0 +1,5 @@
+"""The yard that all tests here share."""
+
+from tests.integration.client.clients import up
+
+__all__ = ["up"]
