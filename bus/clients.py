@@ -75,6 +75,17 @@ def question_in(message: type[M], data: bytes) -> M:
         raise ClientMistake("invalid_question", text) from error
 
 
+def check(message: Message) -> None:
+    """A client's question in our own form has the right types; its limits are looked at here.
+
+    Raises ``MalformedMessage``.
+    """
+    try:
+        _ = type(message).model_validate(dict(message), strict=True)
+    except ValidationError as error:
+        raise MalformedMessage(f"{message.schema_id} with a value that is not allowed") from error
+
+
 def refusal(code: str, message: str) -> bytes:
     """What a client is told instead of an answer."""
     return json.dumps({"error": {"code": code, "message": message}}).encode()

@@ -281,6 +281,8 @@ class Endpoint(abc.ABC):
                 self._handle_json(logical, reply, data, message, handler)
                 return
             received = self._open(logical, reply, data, message)
+            if open_to_clients:
+                clients.check(received.message)
             counters["received_total"] += 1
             if tracing.is_sampled(received.traceparent):
                 _handle_traced(received, handler, len(data), queue)

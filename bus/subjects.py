@@ -104,6 +104,10 @@ def cancel_generation(tenant: str) -> str:
     return _subject("ask.generation.cancel", tenant)
 
 
+def explain_generation(tenant: str) -> str:
+    return _subject("ask.generation.explain", tenant)
+
+
 def frames(gateway: str, worker: str) -> str:
     """Token frames: the one exception to noun.verb, and no message (``schemas.frames``)."""
     return _subject("out", gateway, worker)

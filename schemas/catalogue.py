@@ -210,6 +210,14 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         sender_is="tenant",
         reply=client.CancelGenerationReply,
     ),
+    Entry(
+        client.ExplainGeneration,
+        "ask.generation.explain.{tenant}",
+        ("client",),
+        ("gateway",),
+        sender_is="tenant",
+        reply=client.ExplainGenerationReply,
+    ),
     # P and D hand KV blocks over.
     Entry(
         handoff.OfferHandoff,

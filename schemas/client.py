@@ -10,9 +10,10 @@ A call without is answered by one: OpenAI's own answer. These calls travel as JS
 
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from schemas.message import Message, Part
+from schemas.past import ExplainRequestReply
 
 #: Fields beyond those named here are OpenAI's too: the gateway knows them all.
 _OPENAI = ConfigDict(extra="ignore", json_schema_extra={"additionalProperties": True})
@@ -91,3 +92,17 @@ class CancelGenerationReply(Message):
     schema_id: ClassVar[str] = "generation.cancel_reply.v1"
 
     reply: str
+
+
+class ExplainGeneration(Message):
+    """Why did this request of the tenant go where it went, and where did its time go?"""
+
+    schema_id: ClassVar[str] = "generation.explain.v1"
+
+    request_id: str = Field(min_length=1, max_length=64)
+
+
+class ExplainGenerationReply(ExplainRequestReply):
+    """What the past knows of it; ``found`` False also for a request of somebody else."""
+
+    schema_id: ClassVar[str] = "generation.explain_reply.v1"

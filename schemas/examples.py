@@ -21,6 +21,8 @@ from schemas.client import (
     CompleteChatReply,
     CompleteText,
     CompleteTextReply,
+    ExplainGeneration,
+    ExplainGenerationReply,
 )
 from schemas.engine import (
     Admitted,
@@ -547,6 +549,16 @@ _ALL: Final[tuple[Message, ...]] = (
     ),
     CancelGeneration(reply="_INBOX_client.default.1"),
     CancelGenerationReply(reply="_INBOX_client.default.1"),
+    ExplainGeneration(request_id=CARD.request_id),
+    ExplainGenerationReply(
+        request_id=CARD.request_id,
+        found=True,
+        model=CARD.model,
+        tenant=CARD.tenant,
+        outcome="finished",
+        attempts=1,
+        phases_ms={"queued": 1.0, "total": 180.0},
+    ),
 )
 
 EXAMPLES: Final[dict[type[Message], Message]] = {type(m): m for m in _ALL}

@@ -13,9 +13,9 @@ from bus.clients import DEFAULT_TENANT, client_inbox
 from bus.errors import AskTimedOut, BusError, NoResponders
 from bus.nats_bus import NatsBus
 from bus.subjects import PREFIX
-from components.client.errors import CannotConnect, ClientError, NobodyAnswers, TimedOut
+from components.client.errors import CannotConnect, ClientError, NobodyAnswers, Refused, TimedOut
 from components.client.stream import Stream, refused
-from schemas.client import CancelGeneration
+from schemas.client import CancelGeneration, ExplainGeneration, ExplainGenerationReply, Refusal
 from schemas.engine import EngineStateSeen, ShowStates, ShowStatesReply
 from schemas.fleet import ModelCard, ShowFleet, ShowFleetReply, ShowModel, ShowModelReply
 from schemas.message import Message
@@ -25,6 +25,8 @@ R = TypeVar("R", bound=Message)
 CONNECT_S: Final = 5.0
 #: For what is answered from what is known.
 ANSWER_S: Final = 5.0
+#: For what must be read first.
+PAST_S: Final = 35.0
 #: A gateway says something at least every 2 s.
 SILENCE_S: Final = 10.0
 #: A little longer than a gateway takes to give an answer in one up.
@@ -161,9 +163,24 @@ class Client:
                 break
         return found
 
-    async def _ask(self, subject: str, question: Message, reply: type[R]) -> R:
+    async def explain(self, request_id: str) -> ExplainGenerationReply:
+        """Why a request of this tenant went where it went, and where its time went.
+
+        ``Stream.requests`` names them; an answer in one is ``req-`` and what follows the dash of
+        its ``id``. ``found`` is False for what the past does not know (yet, any more, or for us).
+        """
+        subject = subjects.explain_generation(self._tenant)
+        question = ExplainGeneration(request_id=request_id)
+        reply = await self._ask(subject, question, ExplainGenerationReply, PAST_S)
+        if reply.refusal is not None:
+            raise Refused(Refusal(code=reply.refusal, message=reply.detail))
+        return reply
+
+    async def _ask(
+        self, subject: str, question: Message, reply: type[R], timeout_s: float = ANSWER_S
+    ) -> R:
         try:
-            return await self._bus.ask(subject, question, reply, timeout_s=ANSWER_S)
+            return await self._bus.ask(subject, question, reply, timeout_s=timeout_s)
         except NoResponders as error:
             raise NobodyAnswers(f"nobody answers on {subject}") from error
         except AskTimedOut as error:

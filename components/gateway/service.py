@@ -8,6 +8,7 @@ from bus import subjects
 from bus.subjects import ANY
 from components.gateway.app import Front
 from components.gateway.bus_calls import BusCalls
+from components.gateway.bus_past import ClientsPast
 from components.gateway.desk import Desk
 from components.gateway.server import HttpServer
 from components.gateway.settings import GatewaySettings
@@ -30,6 +31,7 @@ class Gateway:
             secret.get_secret_value().encode() if secret else secrets.token_bytes(32),
         )
         self._calls = BusCalls(self._desk)
+        self._past = ClientsPast(host)
         self._server = HttpServer(Front(self._desk), settings, host.tasks)
         self._ticks = 0
 
@@ -43,6 +45,7 @@ class Gateway:
         _ = await bus.subscribe(subjects.heartbeat_sent(ANY, ANY), HeartbeatSent, desk.on_heartbeat)
         bus.on_reconnect(desk.on_reconnect)
         await self._calls.start()
+        await self._past.start()
         _ = self._host.tasks.every("gateway.tick", self._settings.tick_ms / 1000, self._tick)
         await self._server.start()
 

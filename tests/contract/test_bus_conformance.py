@@ -22,6 +22,7 @@ from bus.memory_bus import MemoryBus, MemoryHub
 from bus.nats_bus import NatsBus
 from schemas.body import FetchBody, FetchBodyReply
 from schemas.client import CancelGeneration
+from schemas.engine import ShowStates
 from schemas.examples import CARD, example
 from schemas.fleet import (
     HeartbeatSent,
@@ -608,6 +609,21 @@ async def test_a_question_in_bad_json_is_refused_by_a_code_and_never_handled(
     assert says in replies[0]["error"]["message"]
     assert heard == []
     assert worker.counters["malformed_total"] == 1
+
+
+async def test_our_own_form_gives_a_client_no_way_around_limits(world: World) -> None:
+    bridge = await world.bus("bridge", "bridge-0")
+    client = await client_of(world, "acme")
+    heard = Heard()
+    await bridge.subscribe(subjects.show_states("bridge-0"), ShowStates, heard)
+    for question in (
+        ShowStates.model_construct(history=10**9, limit=500),
+        ShowStates.model_construct(history=0, limit=-1),
+    ):
+        client.publish(subjects.show_states("bridge-0"), question)
+    client.publish(subjects.show_states("bridge-0"), ShowStates(limit=1))
+    await heard.arrive(1)
+    assert (heard.messages, bridge.counters["malformed_total"]) == ([ShowStates(limit=1)], 2)
 
 
 async def test_json_is_no_language_between_processes(world: World) -> None:

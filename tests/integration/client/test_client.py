@@ -130,6 +130,26 @@ async def test_who_is_there_is_told(up: Yard) -> None:
                 await asyncio.sleep(0.05)
 
 
+async def test_a_request_is_explained_to_its_own_tenant_and_to_no_other(up: Yard) -> None:
+    async with client_of(up) as client, client_of(up, "acme") as other:
+        stream = client.chat(messages=HELLO, **CALL)
+        await stream.text()
+        (request_id,) = stream.requests
+        async with asyncio.timeout(10):
+            while (await client.explain(request_id)).outcome != "finished":  # noqa: ASYNC110
+                await asyncio.sleep(0.1)  # the past reads what was recorded a moment ago
+        told = await client.explain(request_id)
+        assert (told.tenant, told.output_tokens) == ("default", 40)
+        assert told.choices
+        assert not (await other.explain(request_id)).found
+        mine = other.text(prompt="once", **CALL)
+        await mine.text()
+        async with asyncio.timeout(10):
+            while not (await other.explain(mine.requests[0])).found:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert (await other.explain(mine.requests[0])).tenant == "acme"
+
+
 async def test_what_nobody_serves_is_told_at_once(up: Yard) -> None:
     async with client_of(up) as client:
         with pytest.raises(NobodyAnswers):

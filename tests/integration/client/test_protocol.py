@@ -134,7 +134,7 @@ async def test_each_request_on_the_page_is_answered(up: Yard, line: str) -> None
     answer = json.loads((await client.request(subject, payload.encode(), timeout=10)).data)
     await client.close()
     assert "error" not in answer
-    assert answer.keys() & {"choices", "processes", "card", "engines"}
+    assert answer.keys() & {"choices", "processes", "card", "engines", "found"}
 
 
 async def test_the_python_on_the_page_runs(up: Yard, capsys: pytest.CaptureFixture[str]) -> None:
