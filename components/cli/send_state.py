@@ -4,6 +4,7 @@ import argparse
 import json
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from components.cli import found
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="another value for a field; numbers are numbers; repeatable",
     )
+    add("--sign", metavar="FILE", help="sign it with the first key in this file (KEY_ID HEX)")
     found.add_data_argument(parser)
 
 
@@ -34,14 +36,17 @@ def run(args: argparse.Namespace) -> int:
 
     host, port = address(args)
     fields = {key: value_of(text) for key, text in args.field}
-    datagram = test_datagram(args.engine_id, time.time_ns() // 1_000_000, **fields)
+    now_ms = time.time_ns() // 1_000_000
+    plain = datagram = test_datagram(args.engine_id, now_ms, **fields)
+    if args.sign:
+        datagram = signed(plain, args.sign, now_ms)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sender:
             sender.sendto(datagram, (host, port))
     except OSError as error:
         raise CommandFailed(f"cannot send to {host}:{port}: {error.strerror or error}") from error
-    print(f"sent {len(datagram)} bytes to udp {host}:{port}: {datagram.decode()}")
+    print(f"sent {len(datagram)} bytes to udp {host}:{port}: {plain.decode()}")
     print("see it with: switchyard status, or switchyard events ENGINE_STATE --limit 1")
     return 0
 
@@ -52,6 +57,18 @@ def address(args: argparse.Namespace) -> tuple[str, int]:
         return args.host or "127.0.0.1", args.port or DEFAULT_PORT
     host, _, port = found.page(args.data).udp.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def signed(plain: bytes, file: str, now_ms: int) -> bytes:
+    """The datagram as a sender of its own life signs its first one."""
+    from components.domain.signed_frame import BadKeys, parse_keys, sign
+
+    try:
+        text = Path(file).read_text(encoding="ascii")
+        key_id, key = next(iter(parse_keys(text).items()))
+    except (OSError, UnicodeDecodeError, BadKeys) as error:
+        raise CommandFailed(f"cannot use the keys in {file}: {error}") from error
+    return sign(plain, key_id=key_id, key=key, epoch=now_ms, seq=1, sent_ms=now_ms)
 
 
 def value_of(text: str) -> Any:

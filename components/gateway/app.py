@@ -5,15 +5,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from components.gateway.desk import Desk
-from components.gateway.errors import ApiError, internal, of_status
+from components.gateway.errors import ApiError, internal, invalid, of_status
 from components.gateway.handlers import CompletionRoute, Scope
 from components.gateway.intake import Intake, Receive
 from components.gateway.rendering import Model
+from components.gateway.state_api import state_router
 from components.gateway.writers import Send
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -51,6 +53,8 @@ def _application(desk: Desk, hot: dict[str, Asgi]) -> Asgi:
     async def show_model(model: str) -> JSONResponse:
         return JSONResponse(_model(desk.models.get(model)))
 
+    app.include_router(state_router(desk))
+
     @app.get("/health")
     async def health() -> JSONResponse:
         """Is this process alive, and what stands between it and a request that succeeds?"""
@@ -81,9 +85,21 @@ def _application(desk: Desk, hot: dict[str, Asgi]) -> Asgi:
     async def show_version() -> JSONResponse:
         return JSONResponse({"version": version()})
 
+    _shape_errors(app, desk)
+    return app
+
+
+def _shape_errors(app: FastAPI, desk: Desk) -> None:
+    """Whatever goes wrong has one shape, OpenAI's."""
+
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> JSONResponse:
         return _shaped(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return _shaped(invalid(str(first["loc"][-1]), str(first["msg"])))
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -94,8 +110,6 @@ def _application(desk: Desk, hot: dict[str, Asgi]) -> Asgi:
         desk.host.counters.add("http_errors_total")
         desk.host.log.error("a request failed", exc_info=error)
         return _shaped(internal())
-
-    return app
 
 
 def version() -> str:

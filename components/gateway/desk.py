@@ -10,6 +10,7 @@ from bus import codec, subjects
 from bus.bus import Received
 from bus.errors import BusError, MessageTooLarge
 from bus.names import decode_name
+from components.domain.liveness import PeerTable
 from components.domain.outcomes import Answer, Ask, Count, Record, Send
 from components.domain.pages import tenant_salt
 from components.gateway.core import GatewayCore
@@ -44,6 +45,8 @@ class Desk:
         self.core = GatewayCore(settings)
         self.pool = Pool(settings.render_threads, settings.render_queue_max)
         self.models = Models(host, self.pool, settings.models_max)
+        #: Who is asked about engines outside (``state_api``).
+        self.bridges = PeerTable()
         self._secret = secret
         self._salts: dict[str, int] = {}
         self.draining = False
@@ -130,6 +133,8 @@ class Desk:
         self.on_message(received)
         if received.message.component == "worker":
             self.models.heard(received.message)
+        elif received.message.component == "bridge":
+            self.bridges.on_heartbeat(received.message, self.host.clock.now_s())
 
     def on_frame(self, subject: str, payload: bytes) -> None:
         worker = self._workers.get(subject)
@@ -151,12 +156,14 @@ class Desk:
             self.host.bus.respond(question, reply.model_copy(update={"body": None}))
 
     def on_reconnect(self) -> None:
+        self.bridges.forgive(self.host.clock.now_s())
         self.perform(self.core.on_reconnect(self.host.clock.now_s()))
 
     # From time.
 
     def on_tick(self) -> None:
         now_s = self.host.clock.now_s()
+        self.bridges.on_tick(now_s)
         self.perform(self.core.on_tick(now_s))
         for exchange in set(self._exchanges.values()):
             if exchange.blocked_s(now_s) > self.settings.write_stall_s:

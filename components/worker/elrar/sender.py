@@ -5,8 +5,10 @@ import logging
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
+from components.domain.signed_frame import BadKeys, parse_keys, sign
 from components.worker.elrar.core import EngineState, Step
 from components.worker.elrar.settings import ElrarSettings
 
@@ -35,6 +37,9 @@ class Sender:
         self._warned = False
         self.sent = 0
         self.lost = 0
+        self._epoch = time.time_ns() // 1_000_000
+        self._seq = 0
+        self._key = self._first_key()
         self._thread = threading.Thread(target=self._run, daemon=True, name="elrar")
         self._thread.start()
 
@@ -92,13 +97,34 @@ class Sender:
         now_s = time.monotonic()
         if self._socket is None or self._ended.is_set() or not self._state.due(now_s):
             return
-        data = json.dumps(self._state.say(now_s, time.time_ns() // 1_000_000)).encode()
+        now_ms = time.time_ns() // 1_000_000
+        data = json.dumps(self._state.say(now_s, now_ms)).encode()
+        if self._key is not None:
+            data = self._signed(data, now_ms)
         try:
             self._socket.sendto(data, self._to)
             self.sent += 1
         except OSError as error:
             self.lost += 1
             self._warn("a state could not be sent to %s: %s", self._to, error)
+
+    def _first_key(self) -> tuple[str, bytes] | None:
+        """Who cannot sign says nothing at all: a bridge that asks for it would not believe it."""
+        file = self._settings.keys_file
+        if not file:
+            return None
+        try:
+            return next(iter(parse_keys(Path(file).read_text(encoding="ascii")).items()))
+        except (OSError, UnicodeDecodeError, BadKeys) as error:
+            self._warn("no state is sent: the keys in %s cannot be used: %s", file, error)
+            self._ended.set()
+            return None
+
+    def _signed(self, data: bytes, now_ms: int) -> bytes:
+        assert self._key is not None
+        key_id, key = self._key
+        self._seq += 1
+        return sign(data, key_id=key_id, key=key, epoch=self._epoch, seq=self._seq, sent_ms=now_ms)
 
     def _warn(self, text: str, *values: object) -> None:
         """Once in a life: what goes wrong here goes wrong five times a second."""

@@ -11,6 +11,8 @@ PORT: Final = "VLLM_ELRAR_GATEWAY_PORT"
 BROADCAST_PORT: Final = "VLLM_ELRAR_BROADCAST_PORT"
 INTERVAL: Final = "VLLM_ELRAR_PUSH_INTERVAL"
 ENGINE_ID: Final = "VLLM_ELRAR_ENGINE_ID"
+#: Ours: a file of keys (``components.domain.signed_frame``); its first key signs.
+KEYS_FILE: Final = "VLLM_ELRAR_KEYS_FILE"
 
 DEFAULT_PORT: Final = 9999
 INTERVAL_MS: Final = 200
@@ -31,13 +33,14 @@ class BadElrar(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ElrarSettings:
-    """``interval_s`` is the least time between two datagrams."""
+    """``interval_s`` is the least time between two datagrams; ``keys_file`` empty: unsigned."""
 
     mode: NetworkMode
     host: str
     port: int
     interval_s: float
     engine_id: str
+    keys_file: str = ""
 
 
 def read(environment: Mapping[str, str], own_address: str, pid: int) -> ElrarSettings | None:
@@ -60,7 +63,8 @@ def read(environment: Mapping[str, str], own_address: str, pid: int) -> ElrarSet
         return None
     port = _whole(given, number, DEFAULT_PORT, 65_535)
     interval_ms = _whole(given, INTERVAL, INTERVAL_MS, INTERVAL_MS_MAX)
-    return ElrarSettings(mode, host, port, interval_ms / 1e3, _name(given, own_address, pid))
+    name = _name(given, own_address, pid)
+    return ElrarSettings(mode, host, port, interval_ms / 1e3, name, given.get(KEYS_FILE, ""))
 
 
 def _flag(text: str) -> bool:

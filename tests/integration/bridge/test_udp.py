@@ -1,9 +1,12 @@
 """Real datagrams over loopback; the bus is in memory."""
 
 import asyncio
+import json
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from components.bridge import datagram
 from components.bridge.service import BridgeService
 from components.bridge.settings import BridgeSettings
 from components.bridge.udp import kernel_dropped
+from components.domain.signed_frame import sign
 from components.host.errors import CannotStart
 from components.host.settings import load
 from schemas.engine import EngineStateReceived, EngineStatesReceived
@@ -135,8 +139,100 @@ def test_the_seed_s_variables_are_heard():
     environ = {
         "VLLM_STATE_GATEWAY_UDP_PORT": "9998",
         "VLLM_STATE_GATEWAY_BIND_ADDRESS": "127.0.0.1",
+        "VLLM_STATE_GATEWAY_STALE_THRESHOLD": "1500",
+        "VLLM_STATE_GATEWAY_NETWORK_MODE": "unicast",
+        "VLLM_STATE_GATEWAY_ENABLE_LOG": "true",
+        "VLLM_STATE_GATEWAY_LOG_FILE": "/tmp/states.jsonl",
     }
     settings = load(BridgeSettings, "bridge", None, environ, {})
-    assert (settings.udp_port, settings.bind_address) == (9998, "127.0.0.1")
+    assert (settings.udp_port, settings.address) == (9998, "127.0.0.1")
+    assert settings.stale_after_s == 1.5
+    assert (settings.log_states, settings.log_file) == (True, "/tmp/states.jsonl")
     ours = environ | {"SWITCHYARD_BRIDGE_UDP_PORT": "9997"}
     assert load(BridgeSettings, "bridge", None, ours, {}).udp_port == 9997
+    # By the seed's rule a broadcast gateway binds every address, whatever else it was told.
+    both = environ | {"VLLM_STATE_GATEWAY_NETWORK_MODE": "broadcast"}
+    assert load(BridgeSettings, "bridge", None, both, {}).address == "0.0.0.0"
+
+
+async def test_a_broadcast_is_told_from_a_datagram_to_us():
+    async with bridge(network_mode="broadcast") as yard:
+        yard.sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        yard.sender.sendto(datagram.test_datagram("a", 1), ("127.255.255.255", yard.port))
+        yard.send(datagram.test_datagram("b", 1))
+        await yard.until(lambda: len(yard.events) == 2)
+    counters = yard.host.counters
+    assert counters["broadcast_received_total"] == counters["unicast_received_total"] == 1
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+async def test_an_ipv6_wildcard_takes_both_families():
+    async with bridge(bind_address="::") as yard:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            try:
+                sender.sendto(datagram.test_datagram("six", 1), ("::1", yard.port))
+            except OSError:
+                pytest.skip("no IPv6 loopback here")
+        yard.send(datagram.test_datagram("four", 1))
+        await yard.until(lambda: len(yard.events) == 2)
+    assert {e.engine_id for e in yard.events} == {"six", "four"}
+    assert yard.host.counters["unicast_received_total"] == 2
+
+
+async def test_the_seed_s_log_is_written(tmp_path: Path):
+    file = tmp_path / "states.jsonl"
+    async with bridge(log_states=True, log_file=str(file)) as yard:
+        for number in range(3):
+            yard.send(datagram.test_datagram("a", number))
+        await yard.until(lambda: len(yard.events) == 3)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["state"]["timestamp_ms"] for line in lines] == [0, 1, 2]
+    assert lines[0]["timestamp"] == yard.events[0].received_ms / 1000
+
+
+# Keys.
+
+
+def keys_file(folder: Path, mode: int = 0o600) -> str:
+    file = folder / "udp.keys"
+    file.write_text(f"k1 {'ab' * 32}\n")
+    file.chmod(mode)
+    return str(file)
+
+
+async def test_a_bridge_that_asks_for_signatures_believes_nothing_else(tmp_path: Path):
+    async with bridge(trust="required", keys_file=keys_file(tmp_path)) as yard:
+        now_ms = time.time_ns() // 1_000_000
+        plain = datagram.test_datagram("a", now_ms)
+        signed = sign(plain, key_id="k1", key=b"\xab" * 32, epoch=now_ms, seq=1, sent_ms=now_ms)
+        for data in (plain, signed, signed, signed.replace(b"k1", b"k2")):
+            yard.send(data)
+        later = sign(plain, key_id="k1", key=b"\xab" * 32, epoch=now_ms, seq=2, sent_ms=now_ms)
+        yard.send(later)
+        await yard.until(lambda: len(yard.events) == 2)
+    assert [(e.trust, e.sender_seq) for e in yard.events] == [("signed", 1), ("signed", 2)]
+    assert yard.host.counters["unbelieved_unsigned_total"] == 1
+    assert yard.host.counters["unbelieved_replayed_total"] == 1
+
+
+async def test_keys_that_others_may_read_are_not_used(tmp_path: Path):
+    with pytest.raises(CannotStart, match="chmod 600"):
+        async with bridge(trust="mixed", keys_file=keys_file(tmp_path, 0o644)):
+            pass
+    with pytest.raises(CannotStart, match="cannot use the keys"):
+        async with bridge(trust="mixed", keys_file=str(tmp_path / "none")):
+            pass
+
+
+def test_signatures_without_keys_are_refused_by_the_settings():
+    with pytest.raises(ValueError, match="needs keys_file"):
+        BridgeSettings(trust="required")
+    with pytest.raises(ValueError, match="mixed_networks"):
+        BridgeSettings(mixed_networks=("10.0.0.1/8",))
+
+
+async def test_an_open_port_without_signatures_is_said_loudly():
+    async with bridge(bind_address="0.0.0.0") as yard:
+        assert yard.host.counters["unauthenticated"] == 1
+    async with bridge() as yard:
+        assert "unauthenticated" not in yard.host.counters

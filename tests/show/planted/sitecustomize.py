@@ -346,4 +346,30 @@ def _instants_are_looked_for_one_by_one(module: ModuleType) -> None:
     vars(module)["place_of"] = place_of
 
 
+@fault("bridge_takes_booleans_for_numbers", "components.bridge.datagram")
+def _bridge_takes_booleans_for_numbers(module: ModuleType) -> None:
+    whole = module._whole
+
+    def spoiled(value: object, least: int, most: int) -> int:
+        number: int = whole(int(value) if isinstance(value, bool) else value, least, most)
+        return number
+
+    vars(module)["_whole"] = spoiled
+
+
+@fault("bridge_is_slow", "components.bridge.core")
+def _bridge_is_slow(module: ModuleType) -> None:
+    import time  # noqa: PLC0415
+
+    take = module.BridgeCore.on_datagram
+
+    def spoiled(self: object, *values: object, **more: object) -> object:
+        until_s = time.perf_counter() + 60e-6
+        while time.perf_counter() < until_s:
+            pass
+        return take(self, *values, **more)
+
+    module.BridgeCore.on_datagram = spoiled
+
+
 _plant()
