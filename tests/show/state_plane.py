@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.show import datagrams, time_travel
+from tests.show import clients, datagrams, time_travel
 from tests.show.proof import Proof, show
 
 PROOFS: Final[tuple[Proof, ...]] = (
@@ -54,6 +54,15 @@ PROOFS: Final[tuple[Proof, ...]] = (
         time_travel.any_instant,
         fault="instants_are_looked_for_one_by_one",
         about_s=60,
+    ),
+    Proof(
+        "nats_client",
+        "A client on NATS with a tenant's key gets what HTTP gives, streamed and in one, and the "
+        "broker lets it do nothing else",
+        "200 of 200 equal, every attempt judged right, a stream that is left ends within 1 s",
+        clients.nats_client,
+        fault="tenants_share_their_inboxes",
+        about_s=20,
     ),
 )
 

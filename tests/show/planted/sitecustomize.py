@@ -372,4 +372,16 @@ def _bridge_is_slow(module: ModuleType) -> None:
     module.BridgeCore.on_datagram = spoiled
 
 
+@fault("tenants_share_their_inboxes", "bus.permissions")
+def _tenants_share_their_inboxes(module: ModuleType) -> None:
+    right = module.permissions_for
+
+    def spoiled(component: str, instance: str, **more: str) -> object:
+        given = right(component, instance, **more)
+        wider = (*given.subscribe, "_INBOX_client.>")
+        return module.replace(given, subscribe=wider) if component == "client" else given
+
+    vars(module)["permissions_for"] = spoiled
+
+
 _plant()
