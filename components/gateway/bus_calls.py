@@ -20,7 +20,7 @@ from http import HTTPStatus
 from bus import subjects, tracing
 from bus.bus import Answers, ClientCall, Received, Subscription
 from bus.clients import tenant_of
-from bus.errors import MessageTooLarge
+from bus.errors import BusError, MessageTooLarge
 from bus.subjects import ANY
 from components.gateway.bus_writer import BusWriter
 from components.gateway.calls import open_call
@@ -85,12 +85,18 @@ class BusCalls:
             counters.add("bus_calls_repeated_total")
             return
         try:
+            answers = self._bus.answer(call, lambda: self._on_gone(call.reply))
+        except BusError:  # too many wait for answers, or we are closing: nothing can be said
+            counters.add("bus_calls_unanswered_total")
+            return
+        try:
             self._admit(call)
-            serving = _Serving(call, self._bus.answer(call, lambda: self._on_gone(call.reply)))
         except ApiError as error:
             counters.add("bus_calls_refused_total")
-            self._refuse(call, error)
+            answers.send(error.body)
+            answers.close()
             return
+        serving = _Serving(call, answers)
         self._serving[call.reply] = serving
         self._held_bytes += len(call.data)
         _ = self._desk.host.tasks.spawn(f"bus call {api}", self._serve(api, serving))
@@ -106,11 +112,6 @@ class BusCalls:
             or len(self._serving) >= desk.settings.requests_max
         ):
             raise overloaded("many calls are arriving")
-
-    def _refuse(self, call: ClientCall, error: ApiError) -> None:
-        answers = self._bus.answer(call, lambda: None)
-        answers.send(error.body)
-        answers.close()
 
     def _on_cancel(self, question: Received[CancelGeneration]) -> None:
         reply = question.message.reply
