@@ -372,6 +372,8 @@ class Yard:
         assert desk._exchanges == {}
         assert desk.core._by_worker == {}
         assert desk.pool.pending == 0
+        assert self.gateway._calls._serving == {}
+        assert self.gateway._calls._held_bytes == 0
 
 
 @asynccontextmanager
@@ -392,7 +394,11 @@ async def running_gateway(
                 await yard.ready()
             yield yard
             with contextlib.suppress(AssertionError):
-                await until(lambda: not gateway._desk.core.requests, timeout_s=1.0)
+                desk, calls = gateway._desk, gateway._calls
+                await until(
+                    lambda: not desk.core.requests and not desk._exchanges and not calls._serving,
+                    timeout_s=1.0,
+                )
             yard.assert_idle()
         finally:
             for client in yard.clients:
