@@ -7,7 +7,7 @@ A key is made for one instance (``router-0.nk``); a deployment may hold one per 
 from collections.abc import Iterable
 from pathlib import Path
 
-from bus.names import encode_name
+from bus.names import decode_name, encode_name
 from components.cli.errors import CommandFailed
 
 #: Who has a key besides components.
@@ -31,6 +31,13 @@ def create(folder: Path, components: Iterable[tuple[str, str]]) -> list[tuple[st
 def clients(tenants: Iterable[str]) -> list[tuple[str, str]]:
     """``(component, instance)`` of the clients of these tenants, for ``create``."""
     return [(CLIENT, tenant) for tenant in dict.fromkeys(tenants)]
+
+
+def tenants_in(folder: Path) -> list[str]:
+    """The tenants whose clients have a key there."""
+    beginning = f"{CLIENT}-"
+    names = [file.stem for file in folder.glob(f"{beginning}*.nk")]
+    return sorted(decode_name(name.removeprefix(beginning)) for name in names)
 
 
 def file_of(folder: Path, component: str, instance: str) -> Path:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--client",
         action="append",
         metavar="TENANT",
-        help="a key for clients of this tenant; may be repeated (one of 'default' is always made)",
+        help="a key for clients of this tenant too; may be repeated",
     )
     keys.add_argument("--listen", default="127.0.0.1:4222", metavar="HOST:PORT", help="%(default)s")
     keys.add_argument("--store-dir", default="/data/jetstream", metavar="DIR", help="%(default)s")
@@ -54,7 +54,9 @@ def write_keys(args: argparse.Namespace) -> int:
         raise CommandFailed(str(error), 2) from error
     processes = planned(engines, http=("", 0), udp=("", 0))
     instances = [(p.component, p.instance) for p in processes]
-    instances += keyring.clients([DEFAULT_TENANT, *(args.client or ())])
+    # Who has a key keeps it: without its file, a tenant's clients are shut out.
+    tenants = [DEFAULT_TENANT, *keyring.tenants_in(args.keys), *(args.client or ())]
+    instances += keyring.clients(tenants)
     users = keyring.create(args.keys, instances)
     config = args.keys / SERVER_CONFIG
     # Public keys only, so it may be read by whatever user the server runs as.

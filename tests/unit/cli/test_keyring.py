@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from components.cli import keyring
+from components.cli import keyring, main
 from components.cli.errors import CommandFailed
+from components.cli.setup import SERVER_CONFIG
 
 
 def test_every_process_and_every_role_gets_a_key_of_its_own(tmp_path: Path):
@@ -60,3 +61,16 @@ def test_a_tenant_called_like_a_process_does_not_get_its_key(tmp_path: Path):
 
 def test_a_tenant_named_twice_gets_one_key():
     assert keyring.clients(["acme", "acme"]) == [("client", "acme")]
+
+
+def test_tenants_that_have_a_key_keep_their_rights_when_another_gets_one(tmp_path: Path):
+    for tenants in (["--client", "acme"], ["--client", "a/b"]):
+        assert main.main(["setup", "keys", "--keys", str(tmp_path), *tenants]) == 0
+    assert keyring.tenants_in(tmp_path) == ["a/b", "acme", "default"]
+    config = (tmp_path / SERVER_CONFIG).read_text()
+    for token in ("a=2Fb", "acme", "default"):
+        assert f'"yard.ask.chat.complete.{token}"' in config
+        assert f'"_INBOX_client.{token}.>"' in config
+    (tmp_path / "client-acme.nk").unlink()
+    assert main.main(["setup", "keys", "--keys", str(tmp_path)]) == 0
+    assert "acme" not in (tmp_path / SERVER_CONFIG).read_text()
