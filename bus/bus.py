@@ -165,6 +165,9 @@ class Bus(Protocol):
         """
         ...
 
+    async def discoverable(self, subjects: Mapping[str, bytes]) -> None:
+        """Answer whoever looks for services on these subjects of NATS's own (``bus.discovery``)."""
+
     def answer(self, call: ClientCall, on_gone: Callable[[], None]) -> Answers:
         """Open the way to the client. ``on_gone``: nobody listens there (any more).
 

@@ -386,6 +386,14 @@ class Endpoint(abc.ABC):
             Interest(self._wire(subject), queue, deliver, self._counters, self._on_fault)
         )
 
+    async def discoverable(self, subjects: Mapping[str, bytes]) -> None:
+        def deliver(arrived_on: str, reply: str, _data: bytes) -> None:
+            if reply.startswith(INBOX):
+                self._post_json(reply, subjects[arrived_on])
+
+        for subject in subjects:
+            _ = await self._attach(Interest(subject, None, deliver, self._counters, self._on_fault))
+
     def answer(self, call: ClientCall, on_gone: Callable[[], None]) -> "_Answers":
         def arrived(data: bytes | None) -> None:
             if data is None:

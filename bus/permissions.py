@@ -10,6 +10,7 @@ for a short while.
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
+from bus import discovery
 from bus.clients import CLIENT_INBOX, client_inbox
 from bus.endpoint import INBOX
 from bus.names import encode_name
@@ -59,6 +60,9 @@ def permissions_for(component: str, instance: str, *, prefix: str = PREFIX) -> P
     heard += [_subject(e, e.reader_is, role, instance, prefix) for e in _read_by(role)]
     if any(e.streams for e in _read_by(role)):
         said.append(f"{CLIENT_INBOX}.>")
+    looked, served = _discovery(role, instance)
+    said += looked
+    heard += served
     asked = any(e.reply for e in _read_by(role))
     return replace(_with(rights, publish=tuple(said), subscribe=tuple(heard)), responses=asked)
 
@@ -164,6 +168,19 @@ def _subject(entry: Entry, own: str | None, role: Role, instance: str, prefix: s
         return _own(instance) if name == own else ANY
 
     return ".".join((prefix, *map(token, entry.subject.split("."))))
+
+
+def _discovery(role: Role, instance: str) -> tuple[list[str], list[str]]:
+    """NATS's own subjects, by which services are looked for."""
+    subjects = [
+        subject
+        for verb in discovery.VERBS
+        for subject in discovery.subjects_of(verb, ANY if role in discovery.LOOKERS else instance)
+    ]
+    return (
+        subjects if role in discovery.LOOKERS else [],
+        subjects if role in discovery.SERVERS else [],
+    )
 
 
 def _own(instance: str) -> str:

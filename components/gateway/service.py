@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import secrets
 
-from bus import subjects
+from bus import discovery, subjects
 from bus.subjects import ANY
-from components.gateway.app import Front
+from components.gateway.app import Front, version
 from components.gateway.bus_calls import BusCalls
 from components.gateway.bus_past import ClientsPast
 from components.gateway.desk import Desk
@@ -46,6 +46,8 @@ class Gateway:
         bus.on_reconnect(desk.on_reconnect)
         await self._calls.start()
         await self._past.start()
+        prefix = self._host.settings.subject_prefix
+        await bus.discoverable(discovery.Instance(me, version(), prefix).subjects)
         _ = self._host.tasks.every("gateway.tick", self._settings.tick_ms / 1000, self._tick)
         await self._server.start()
 

@@ -216,6 +216,27 @@ async def test_only_a_gateway_speaks_to_clients_and_only_its_clients_hear_a_tena
     assert await asked.done() == (deaf | dumb) - allowed.get(role, set())
 
 
+@pytest.mark.parametrize("role", ROLES)
+async def test_services_are_looked_for_by_outsiders_and_are_gateways(
+    role: str, probe: Callable[[str], Awaitable[Probe]]
+) -> None:
+    asked = await probe(role)
+    everyone = ("$SRV.PING", "$SRV.INFO", "$SRV.PING.switchyard")
+    own, other = f"$SRV.INFO.switchyard.{OWN[role]}", f"$SRV.INFO.switchyard.{ELSE}"
+    for subject in (*everyone, own, other, "$SRV.STATS"):
+        await asked.publish(subject)
+        await asked.subscribe(subject)
+    verbs = ("publish", "subscription")
+    tried = {(v, s.lower()) for v in verbs for s in (*everyone, own, other, "$SRV.STATS")}
+    looks = {("publish", s.lower()) for s in (*everyone, own, other)}
+    allowed = {
+        "client": looks,
+        "operator": looks,
+        "gateway": {("subscription", s.lower()) for s in (*everyone, own)},
+    }
+    assert await asked.done() == tried - allowed.get(role, set())
+
+
 def test_no_process_may_take_a_name_whose_inbox_is_that_of_all_clients() -> None:
     with pytest.raises(ValueError, match="clients' inboxes"):
         permissions_for("worker", "client")

@@ -166,3 +166,22 @@ async def test_a_question_that_is_none_gets_a_code_or_nothing(up: Yard, payload:
     except nats.errors.TimeoutError:
         assert not payload.startswith(b"{"), "JSON is always answered"
     await client.close()
+
+
+@pytest.mark.parametrize("whom", ["", ".switchyard", ".switchyard.gateway-0"])
+async def test_services_are_found_as_nats_micro_services_are(up: Yard, whom: str) -> None:
+    client = await nats.connect(
+        up.page().nats_url,
+        nkeys_seed=str(key_of(up, "default")),
+        inbox_prefix="_INBOX_client.default",
+    )
+    ping = json.loads((await client.request(f"$SRV.PING{whom}", b"", timeout=5)).data)
+    info = json.loads((await client.request(f"$SRV.INFO{whom}", b"", timeout=5)).data)
+    await client.close()
+    assert ping["type"] == "io.nats.micro.v1.ping_response"
+    assert info["type"] == "io.nats.micro.v1.info_response"
+    assert ping.items() <= {**info, "type": ping["type"]}.items()
+    assert (ping["name"], ping["id"]) == ("switchyard", "gateway-0")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ping["version"])
+    subjects = {e["subject"]: e["queue_group"] for e in info["endpoints"]}
+    assert subjects["yard.ask.chat.complete.*"] == "gateway"
