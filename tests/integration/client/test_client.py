@@ -271,6 +271,7 @@ async def test_a_stream_over_an_absence_of_the_server_is_whole_or_says_that_it_i
         await asyncio.sleep(0.5)
         _kill(up.pid("nats-server"))
         ends = await asyncio.gather(*tasks)
+        assert client._bus.counters["reconnects_total"] == 1
         assert await _again(client)
     for end in ends:
         assert end == expected or isinstance(end, AnswerLost | GatewayLost), repr(end)[:200]

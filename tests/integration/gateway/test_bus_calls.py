@@ -11,8 +11,11 @@ from bus.bus import Asked
 from bus.clients import client_inbox
 from bus.memory_bus import MemoryBus
 from components.domain.pages import page_hashes, tenant_salt
+from components.gateway.service import Gateway
+from components.gateway.settings import GatewaySettings
 from schemas.client import CancelGeneration, CancelGenerationReply, CompleteChatReply
 from tests.integration.gateway.fleet import EPOCH, MODEL, Yard, running_gateway, until
+from tests.support.host import connected_host
 
 HELLO: list[Any] = [{"role": "user", "content": "hello there"}]
 CALL: dict[str, Any] = {"model": MODEL, "max_tokens": 24, "seed": 7, "ignore_eos": True}
@@ -296,3 +299,32 @@ async def test_a_gateway_that_drains_ends_what_runs_and_leaves_new_calls_to_othe
         assert late.heard == [None], "no other gateway is here"
         assert (await caller.last())["usage"]["completion_tokens"] == 24
         await draining
+
+
+async def test_gateways_share_the_calls_and_only_the_one_that_has_it_cancels() -> None:
+    async with (
+        running_gateway() as yard,
+        connected_host("gateway", "gateway-1", hub=yard.hub) as host,
+    ):
+        second = Gateway(host, GatewaySettings(port=0))
+        await second.start()
+        caller = await Caller(yard).connect()
+        for _ in range(10):
+            caller.call({**CALL, "model": "nobody/knows", "messages": HELLO})
+        await until(lambda: len(caller.heard) == 10, "ten refusals")
+        counts = [h.counters["bus_calls_refused_total"] for h in (yard.host, host)]
+        assert sum(counts) == 10
+        assert min(counts) > 0
+
+        await second._calls.leave()  # so that the first one has the stream
+        yard.fleet.itl_s = 0.01
+        asked = caller.call({**LONG, "messages": HELLO, "stream": True})
+        await until(lambda: len(caller.heard) > 12, "tokens")
+        answers = await caller.bus.ask_all(
+            subjects.cancel_generation("acme"),
+            CancelGeneration(reply=asked.address),
+            CancelGenerationReply,
+            wait_s=0.3,
+        )
+        assert [a.source for a in answers] == ["gateway-0"]
+        await second.stop()
