@@ -95,6 +95,11 @@ class Bus(Protocol):
         """What was counted since the start: published, received, malformed, dropped, ..."""
         ...
 
+    @property
+    def sent(self) -> Mapping[str, int]:
+        """How many messages of each kind were handed over, by schema id: the last ``seq`` of it."""
+        ...
+
     async def connect(self) -> None:
         """Return once connected; raises ``NotConnected`` when that takes longer than set."""
 

@@ -240,6 +240,10 @@ class Endpoint(abc.ABC):
     def counters(self) -> Mapping[str, int]:
         return self._counters
 
+    @property
+    def sent(self) -> Mapping[str, int]:
+        return self._seqs
+
     async def flush(self, timeout_s: float = 2.0) -> None:
         # A message to oneself behind all others: when it is back, the server has read them.
         back = asyncio.Event()

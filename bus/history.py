@@ -58,12 +58,14 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """``last_seq`` is 0 as long as nothing was ever stored."""
+    """``last_seq`` is 0 as long as nothing was ever stored; a limit of 0 means none."""
 
     first_seq: int
     last_seq: int
     messages: int
     bytes: int
+    bytes_max: int = 0
+    age_max_s: int = 0
 
 
 def decode_stored(stored: Stored) -> codec.Decoded:
@@ -93,8 +95,15 @@ class History(Asking):
         values = json.loads(answers[0].data) if answers else {"error": {}}
         if "error" in values:
             raise StreamUnavailable(f"{stream}: {values['error'].get('description')}")
-        state = values["state"]
-        return StreamState(state["first_seq"], state["last_seq"], state["messages"], state["bytes"])
+        state, limits = values["state"], values["config"]
+        return StreamState(
+            state["first_seq"],
+            state["last_seq"],
+            state["messages"],
+            state["bytes"],
+            max(0, limits.get("max_bytes", 0)),
+            limits.get("max_age", 0) // 1_000_000_000,
+        )
 
     async def last_seq(self, stream: str) -> int:
         """The sequence of the newest message; 0 for a stream that never had one."""

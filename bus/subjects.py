@@ -232,6 +232,25 @@ def journal_snapshotted(owner: str) -> str:
     return _subject("evt.journal.snapshotted", owner)
 
 
+# Is the history whole?
+
+
+def history_gap_found(auditor: str) -> str:
+    return _subject("evt.fleet.gap_found", auditor)
+
+
+def history_probed(auditor: str) -> str:
+    return _subject("evt.fleet.history_probed", auditor)
+
+
+def history_state_changed(auditor: str) -> str:
+    return _subject("evt.fleet.history_changed", auditor)
+
+
+def show_history() -> str:
+    return _subject("ask.history.show")
+
+
 # The past.
 
 

@@ -19,6 +19,7 @@ from schemas import (
     engine,
     fleet,
     handoff,
+    history,
     journal,
     links,
     past,
@@ -378,7 +379,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     Entry(
         fleet.ShowComponent,
         "ask.component.show.{instance}",
-        ("operator",),
+        ("operator", "replay"),
         ALL,
         reply=fleet.ShowComponentReply,
     ),
@@ -403,6 +404,35 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("scheduler", "router"),
         (),
         sender_is="owner",
+    ),
+    # Is the history whole?
+    Entry(
+        history.HistoryGapFound,
+        "evt.fleet.gap_found.{auditor}",
+        ("replay",),
+        (),
+        sender_is="auditor",
+    ),
+    Entry(
+        history.HistoryProbed,
+        "evt.fleet.history_probed.{auditor}",
+        ("replay",),
+        (),
+        sender_is="auditor",
+    ),
+    Entry(
+        history.HistoryStateChanged,
+        "evt.fleet.history_changed.{auditor}",
+        ("replay",),
+        (),
+        sender_is="auditor",
+    ),
+    Entry(
+        history.ShowHistory,
+        "ask.history.show",
+        ("operator", "gateway"),
+        ("replay",),
+        reply=history.ShowHistoryReply,
     ),
     # The past.
     Entry(

@@ -62,6 +62,14 @@ from schemas.handoff import (
     ReleaseHandoff,
     RenewHandoff,
 )
+from schemas.history import (
+    HistoryGapFound,
+    HistoryProbed,
+    HistoryStateChanged,
+    ShowHistory,
+    ShowHistoryReply,
+    StreamNow,
+)
 from schemas.journal import JournalAppended, JournalSnapshotted
 from schemas.links import KvMoved, PostLinkKey, PullKv, PullKvReply, ReleaseKv
 from schemas.message import Message
@@ -190,6 +198,16 @@ HEARTBEAT: Final = HeartbeatSent(
 )
 
 MODEL_CARD: Final = ModelCard(model="sim/words", created_s=1_795_000_000, context_tokens_max=32_768)
+
+GAP: Final = HistoryGapFound(
+    stream="REQUESTS",
+    source="gateway-0",
+    epoch=1_795_000_000_400,
+    event="request.batch.v1",
+    first_seq=812,
+    last_seq=815,
+    at_ms=1_795_000_030_000,
+)
 
 _ALL: Final[tuple[Message, ...]] = (
     ScheduleRequest(card=CARD, body=b"\x94\x01\xc4\x00\x90\x80"),
@@ -378,7 +396,37 @@ _ALL: Final[tuple[Message, ...]] = (
         engines=(EngineEntry(engine="decode-0", age_ms=80, stale=False, load=LOAD),),
     ),
     ShowComponent(),
-    ShowComponentReply(heartbeat=HEARTBEAT, counters={"bus_published_total": 311}),
+    ShowComponentReply(
+        heartbeat=HEARTBEAT,
+        counters={"bus_published_total": 311},
+        published={"engine.load_reported.v1": 41},
+    ),
+    GAP,
+    HistoryProbed(auditor="replay-0", at_ms=1_795_000_030_000),
+    HistoryStateChanged(
+        auditor="replay-0",
+        state="not_storing",
+        why="12 events are missing for 9 s",
+        at_ms=1_795_000_030_000,
+    ),
+    ShowHistory(),
+    ShowHistoryReply(
+        state="ok",
+        streams=(
+            StreamNow(
+                name="REQUESTS",
+                messages=4120,
+                bytes=3_145_728,
+                bytes_max=536_870_912,
+                age_max_s=604_800,
+                first_seq=1,
+                last_seq=4120,
+                audited_seq=4120,
+            ),
+        ),
+        gaps=(GAP,),
+        gaps_total=1,
+    ),
     ShowModel(model="sim/words"),
     ShowModelReply(card=MODEL_CARD),
     JournalAppended(

@@ -102,13 +102,17 @@ class ShowComponent(Message):
 
 
 class ShowComponentReply(Message):
-    """The answering process's last heartbeat, its counters, and the bus as it sees it."""
+    """The answering process's last heartbeat, its counters, and the bus as it sees it.
+
+    ``published``: how many events of each kind this life has published, by schema id.
+    """
 
     schema_id: ClassVar[str] = "component.show_reply.v1"
 
     heartbeat: HeartbeatSent
     counters: dict[str, int]
     notes: tuple[str, ...] = ()
+    published: dict[str, int] = Field(default_factory=dict)
 
 
 class EngineEntry(Part):

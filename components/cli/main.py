@@ -16,6 +16,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "logs": ("logs", "what the processes wrote, in the order of time"),
     "status": ("status", "who is there, how engines fare, what the bus holds"),
     "events": ("events", "what a stream recorded, and what happens now"),
+    "history": ("history", "what streams hold and may hold, and whether anything is missing"),
     "explain": ("explain", "why a request went where it went, and where its time went"),
     "doctor": ("doctor", "what could keep a yard from running here, and what to do"),
     "states": ("states", "what the bridge knows of engines outside, and what it counted"),

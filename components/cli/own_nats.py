@@ -1,6 +1,7 @@
 """The bus of an `up`: a nats-server of its own, or a cluster that was there before."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -32,6 +33,7 @@ class OwnNats:
         progress: Progress,
     ) -> None:
         users = keyring.create(keys_dir, instances)
+        self._data_dir = data_dir
         self._server = NatsServer(data_dir, users=users, prefix=prefix)
         self._keys_dir = keys_dir
         self._prefix = prefix
@@ -60,6 +62,19 @@ class OwnNats:
                 keeping.cancel()
                 await asyncio.gather(keeping, return_exceptions=True)
             await self._server.stop()
+
+    async def mend(self, why: str) -> None:
+        """End a server that takes messages and stores none; ``_keep`` starts it again.
+
+        After a full disk it stays so, space or no space, until it is started anew (2.15.1).
+        """
+        self._progress.say(f"{NAME} does not store ({why}); it is started anew")
+        await self._server.stop()
+
+    @property
+    def free_bytes(self) -> int:
+        """Space where it stores."""
+        return shutil.disk_usage(self._data_dir).free
 
     async def _start(self) -> None:
         url = await self._server.start()

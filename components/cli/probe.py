@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 
 from bus.bus import Bus
 from bus.errors import BusError
-from bus.subjects import show_component
+from bus.subjects import show_component, show_history
 from components.cli.operator_bus import connected
 from schemas.fleet import ShowComponent, ShowComponentReply
+from schemas.history import ShowHistory, ShowHistoryReply
 
 HTTP_TIMEOUT_S: Final = 2.0
 ASK_TIMEOUT_S: Final = 1.0
@@ -72,6 +73,17 @@ async def not_ready(
     except BusError:
         return sorted(instances)
     return sorted(n for n, ready in zip(instances, answers, strict=True) if not ready)
+
+
+async def history(nats_url: str, key_file: Path | None, prefix: str) -> ShowHistoryReply | None:
+    """What the auditor says of the history; None when it cannot be asked."""
+    try:
+        async with connected(nats_url, key_file, prefix) as bus:
+            return await bus.ask(
+                show_history(), ShowHistory(), ShowHistoryReply, timeout_s=ASK_TIMEOUT_S
+            )
+    except BusError:
+        return None
 
 
 async def nats_info(url: str) -> dict[str, Any]:

@@ -29,6 +29,11 @@ POLL_S: Final = 0.05
 LOOK_S: Final = 1.0
 #: Requests are served, but somebody is not ready yet: for so long that is waited for.
 STRAGGLERS_S: Final = 10.0
+#: How often the history is asked after, and how long a server started anew has before that.
+HISTORY_LOOK_S: Final = 5.0
+MENDED_S: Final = 30.0
+#: With less than that a server would only stop storing again.
+FREE_BYTES_MIN: Final = 8 * 1024 * 1024
 INTERRUPTED: Final = 130
 
 
@@ -88,6 +93,8 @@ class Yard:
         self._nats: OwnNats | None = None
         self._nats_url = settings.nats or ""
         self._page: RunFile | None = None
+        self._history_due_s = 0.0
+        self._disk_full = False
 
     @property
     def url(self) -> str:
@@ -189,8 +196,27 @@ class Yard:
         while True:
             await asyncio.sleep(LOOK_S)
             self._write_page(supervisor)
+            await self._see_that_it_stores()
             for name in (*(process.instance for process in self._own), detach.LOG):
                 self._dir.trim_log(name)
+
+    async def _see_that_it_stores(self) -> None:
+        """A server of ours that stores nothing although there is space again is started anew."""
+        now_s = time.monotonic()
+        if self._nats is None or now_s < self._history_due_s:
+            return
+        self._history_due_s = now_s + HISTORY_LOOK_S
+        full = self._nats.free_bytes < FREE_BYTES_MIN
+        if full and not self._disk_full:
+            self._progress.say("the disk is full: requests go on, the history does not")
+        self._disk_full = full
+        if full:
+            return
+        key_file = keyring.find(self._keys, keyring.OPERATOR, keyring.OPERATOR)
+        found = await probe.history(self._nats_url, key_file, self._prefix)
+        if found is not None and found.state == "not_storing":
+            await self._nats.mend(found.why)
+            self._history_due_s = time.monotonic() + MENDED_S
 
     # Being ready.
 

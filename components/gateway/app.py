@@ -64,6 +64,7 @@ def _application(desk: Desk, hot: dict[str, Asgi]) -> Asgi:
             "missing": list(found.missing),
             "models": list(found.models),
             "bus": {"connected": desk.host.bus.connected},
+            "history": desk.history,
             "running": len(desk.core.requests),
             "draining": desk.draining,
         }

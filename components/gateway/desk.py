@@ -45,8 +45,9 @@ class Desk:
         self.core = GatewayCore(settings)
         self.pool = Pool(settings.render_threads, settings.render_queue_max)
         self.models = Models(host, self.pool, settings.models_max)
-        #: Who is asked about engines outside (``state_api``).
+        #: Who is asked about engines outside (``state_api``), and who audits the history.
         self.bridges = PeerTable()
+        self.auditors = PeerTable()
         self._secret = secret
         self._salts: dict[str, int] = {}
         self.draining = False
@@ -55,6 +56,14 @@ class Desk:
         self._idle.set()
         self._exchanges: dict[str, Exchange] = {}
         self._workers: dict[str, str] = {}
+
+    @property
+    def history(self) -> str:
+        """Is it kept? ``unknown`` while nobody audits it. Requests go on whatever it is."""
+        states = {auditor.state for auditor in self.auditors.of("replay")}
+        if not states:
+            return "unknown"
+        return "degraded" if "degraded" in states else "ok"
 
     @property
     def readiness(self) -> Readiness:
@@ -135,6 +144,8 @@ class Desk:
             self.models.heard(received.message)
         elif received.message.component == "bridge":
             self.bridges.on_heartbeat(received.message, self.host.clock.now_s())
+        elif received.message.component == "replay":
+            self.auditors.on_heartbeat(received.message, self.host.clock.now_s())
 
     def on_frame(self, subject: str, payload: bytes) -> None:
         worker = self._workers.get(subject)
@@ -157,6 +168,7 @@ class Desk:
 
     def on_reconnect(self) -> None:
         self.bridges.forgive(self.host.clock.now_s())
+        self.auditors.forgive(self.host.clock.now_s())
         self.perform(self.core.on_reconnect(self.host.clock.now_s()))
 
     # From time.
@@ -164,6 +176,7 @@ class Desk:
     def on_tick(self) -> None:
         now_s = self.host.clock.now_s()
         self.bridges.on_tick(now_s)
+        self.auditors.on_tick(now_s)
         self.perform(self.core.on_tick(now_s))
         for exchange in set(self._exchanges.values()):
             if exchange.blocked_s(now_s) > self.settings.write_stall_s:

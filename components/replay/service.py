@@ -15,11 +15,13 @@ from bus.errors import MessageTooLarge, StreamUnavailable
 from bus.history import History
 from components.host.host import Host
 from components.replay.answers import Answers
+from components.replay.auditor import FILES, Auditor
 from components.replay.exports import Exports
 from components.replay.index import RequestIndex
 from components.replay.indexer import Indexer
 from components.replay.refused import Refused
 from components.replay.settings import ReplaySettings
+from schemas.history import ShowHistory, ShowHistoryReply
 from schemas.message import Message
 from schemas.past import (
     ExplainRequest,
@@ -51,6 +53,7 @@ class ReplayService:
         self._followed = self._reader(key_file)
         self._index = RequestIndex(settings.requests_max)
         self._indexer = Indexer(self._followed, self._index)
+        self._auditor = Auditor(host, {name: self._reader(key_file) for name in FILES})
         self._answers = Answers(self._history, self._index, self._indexer)
         self._exports = Exports(self._history, host.clock)
         self._subscriptions: list[Subscription] = []
@@ -64,11 +67,17 @@ class ReplayService:
     async def start(self) -> None:
         await self._history.connect()
         await self._followed.connect()
+        for reader in self._auditor.readers:
+            await reader.connect()
+        self._auditor.start()
         _ = self._host.tasks.spawn("replay.index", self._indexer.run())
         answers = self._answers
         await self._answer(subjects.show_instant(), ShowInstant, answers.instant, ShowInstantReply)
         await self._answer(
             subjects.explain_request(), ExplainRequest, answers.explain, ExplainRequestReply
+        )
+        await self._answer(
+            subjects.show_history(), ShowHistory, self._auditor.show, ShowHistoryReply
         )
         await self._answer(subjects.read_past(), ReadPast, answers.read, ReadPastReply)
         await self._answer(subjects.export_past(), ExportPast, self._exports.piece, ExportPastReply)
@@ -89,9 +98,11 @@ class ReplayService:
         self._exports.close()
         await self._history.close()
         await self._followed.close()
+        for reader in self._auditor.readers:
+            await reader.close()
 
     def heartbeat(self) -> dict[str, object]:
-        return {}
+        return {"state": "ready" if self._auditor.state == "ok" else "degraded"}
 
     async def _answer(
         self,

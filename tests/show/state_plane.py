@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.show import clients, datagrams, time_travel
+from tests.show import clients, datagrams, history_faults, time_travel
 from tests.show.proof import Proof, show
 
 PROOFS: Final[tuple[Proof, ...]] = (
@@ -26,6 +26,23 @@ PROOFS: Final[tuple[Proof, ...]] = (
         "subscriber under 20 ms, before and after the flood",
         datagrams.load,
         fault="bridge_is_slow",
+        about_s=60,
+    ),
+    Proof(
+        "history_kill",
+        "nats-server killed three times while requests run",
+        "no request failed; exactly what is missing in the streams is reported",
+        history_faults.kill_nats,
+        fault="auditor_keeps_gaps_to_itself",
+        about_s=40,
+    ),
+    Proof(
+        "history_full",
+        "The disk under the streams fills to the last byte while requests run, and grows later",
+        "no request failed; said to be not stored; stored again without a human; exactly what is "
+        "missing is reported",
+        history_faults.full_disk,
+        fault="auditor_keeps_gaps_to_itself",
         about_s=60,
     ),
     Proof(

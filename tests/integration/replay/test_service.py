@@ -1,6 +1,7 @@
 """The past as a process: questions over a real server, under the generated permissions."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,17 +9,20 @@ from pathlib import Path
 import pytest
 
 from bus import subjects
+from bus.bus import Received
 from bus.errors import NoResponders
-from bus.history import History
+from bus.history import History, decode_stored
 from bus.nats_bus import NatsBus
 from components.host.settings import HostSettings
-from components.replay import exports
+from components.replay import auditor, exports
+from components.replay.audit import Audit
 from components.replay.bundle import open_bundle
 from components.replay.service import ReplayService
 from components.replay.settings import ReplaySettings
 from schemas.engine import EngineLoadReported
 from schemas.examples import example
-from schemas.fleet import FleetJoined
+from schemas.fleet import FleetJoined, ShowComponent, ShowComponentReply
+from schemas.history import ShowHistory, ShowHistoryReply
 from schemas.past import (
     ExplainRequest,
     ExplainRequestReply,
@@ -34,6 +38,7 @@ from schemas.past import (
 from schemas.request import RequestEvent, RequestEventsBatched
 from tests.support.host import testing_host
 from tests.support.nats import NatsInTest, until
+from tests.support.past import PastInMemory
 
 MakeBus = Callable[..., Awaitable[NatsBus]]
 
@@ -217,3 +222,108 @@ async def test_nobody_answers_when_it_is_gone(nats_server: NatsInTest, nats_bus:
     except NoResponders:
         return
     raise AssertionError("somebody answered")
+
+
+# The audit.
+
+
+async def history(operator: NatsBus) -> ShowHistoryReply:
+    return await operator.ask(
+        subjects.show_history(), ShowHistory(), ShowHistoryReply, timeout_s=10
+    )
+
+
+async def becomes(
+    operator: NatsBus, condition: Callable[[ShowHistoryReply], bool]
+) -> ShowHistoryReply:
+    async with asyncio.timeout(30):
+        while not condition(shown := await history(operator)):  # noqa: ASYNC110  (a process)
+            await asyncio.sleep(0.1)
+    return shown
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An auditor that waits for little."""
+    monkeypatch.setattr(auditor, "TICK_S", 0.05)
+    monkeypatch.setattr(auditor, "ASK_S", 0.2)
+    monkeypatch.setattr(auditor, "ANSWER_S", 0.1)
+    monkeypatch.setattr(auditor, "NOT_STORING_S", 0.6)
+    monkeypatch.setattr(auditor, "Audit", functools.partial(Audit, grace_s=1.0))
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_what_was_published_and_not_stored_is_told_here_and_in_the_fleet_s_history(
+    nats_server: NatsInTest, nats_bus: MakeBus
+):
+    await filled(nats_server, nats_bus)
+    operator, gateway = (
+        await nats_bus("operator", "operator"),
+        await nats_bus("gateway", "gateway-1"),
+    )
+    batch = subjects.request_events_batched("gateway-1")
+    async with replaying(nats_server, nats_bus) as service:
+        gateway.publish(batch, steps("a", 1))
+        gateway._seqs["request.batch.v1"] += 3  # as if the bus had dropped them
+        gateway.publish(batch, steps("b", 2))
+        shown = await becomes(operator, lambda h: h.gaps_total > 0)
+        (gap,) = shown.gaps
+        assert (gap.stream, gap.source) == ("REQUESTS", "gateway-1")
+        assert (gap.first_seq, gap.last_seq) == (2, 4)
+        assert (shown.state, service.heartbeat()["state"]) == ("ok", "ready")
+        key = nats_server.key_file("history", "history")
+        async with History(nats_server.url, key) as kept:
+            async with asyncio.timeout(10):
+                async for stored in kept.follow("FLEET", start_seq=1):
+                    if decode_stored(stored).message == gap:
+                        break
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_streams_that_take_nothing_are_noticed_by_what_processes_say_they_published(
+    nats_server: NatsInTest, nats_bus: MakeBus
+):
+    await filled(nats_server, nats_bus)
+    operator, worker = await nats_bus("operator", "operator"), await nats_bus("worker", "decode-1")
+    count = {"engine.load_reported.v1": 0}
+
+    def answer(question: Received[ShowComponent]) -> None:
+        reply = example(ShowComponentReply, published=dict(count))
+        worker.respond(question, reply)
+
+    await worker.subscribe(subjects.show_component("all"), ShowComponent, answer)
+    async with replaying(nats_server, nats_bus) as service:
+        count["engine.load_reported.v1"] = 12
+        shown = await becomes(operator, lambda h: h.state == "not_storing")
+        assert (shown.waiting, service.heartbeat()["state"]) == (12, "degraded")
+        # What comes at last was never missing.
+        for _ in range(12):
+            worker.publish(
+                subjects.engine_load_reported("decode-1"),
+                example(EngineLoadReported, engine="decode-1"),
+            )
+        shown = await becomes(operator, lambda h: h.state == "ok")
+        assert (shown.waiting, shown.gaps_total) == (0, 0)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_streams_that_cannot_be_asked_are_away_and_come_back(
+    nats_server: NatsInTest, nats_bus: MakeBus, monkeypatch: pytest.MonkeyPatch
+):
+    await filled(nats_server, nats_bus)
+    operator = await nats_bus("operator", "operator")
+    async with replaying(nats_server, nats_bus) as service:
+        await becomes(operator, lambda h: all(s.audited_seq == s.last_seq for s in h.streams))
+        await nats_server.kill()
+        await until(lambda: service._auditor.state == "away", "the streams are away")
+        await nats_server.start()
+        await until(lambda: service._auditor.state == "ok", "they are back")
+        shown = await becomes(operator, lambda h: h.waiting == 0)
+        assert shown.gaps_total == 0
+
+
+def test_an_envelope_is_read_without_its_fields():
+    stored = PastInMemory().add("S", "s", steps("a", 1), source="g", epoch=7, seq=9)
+    assert auditor.envelope(stored.data) == (("request.batch.v1", "g", 7), 9)
+    for data in (b"", b"rubbish", b"\x91\x01", stored.data[:8]):
+        assert auditor.envelope(data) is None

@@ -384,4 +384,9 @@ def _tenants_share_their_inboxes(module: ModuleType) -> None:
     vars(module)["permissions_for"] = spoiled
 
 
+@fault("auditor_keeps_gaps_to_itself", "components.replay.auditor")
+def _auditor_keeps_gaps_to_itself(module: ModuleType) -> None:
+    module.Auditor._found = lambda self, gap: None
+
+
 _plant()

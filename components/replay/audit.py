@@ -1,0 +1,165 @@
+"""Was everything stored that was published? Pure.
+
+Every event carries (source, epoch, seq), where seq counts the events of one kind: a *line*. The
+audit reads the streams, so it sees holes in a line, and hears from each process how far its lines
+have got, so it sees what is missing at the end of one. That is the acknowledgement: not a server's
+word that it will keep a message, but the message, read back.
+
+What is missing is only *found* after a grace: messages overtake what processes say of them, and a
+stream is not ordered across senders. What retention took away was there; the audit does not look
+behind the beginning of a stream.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+Key = tuple[str, str, int]
+
+
+@dataclass(slots=True)
+class Hole:
+    """Numbers ``first`` to ``last`` of a line that were not seen; ``found`` once it was told."""
+
+    first: int
+    last: int
+    since_s: float
+    found: bool = False
+
+
+@dataclass(slots=True)
+class Line:
+    """One (event, source, epoch): how far it was seen, and what was not."""
+
+    stream: str
+    highest: int = 0
+    holes: list[Hole] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What was found, or had been found and came after all."""
+
+    stream: str
+    event: str
+    source: str
+    epoch: int
+    first_seq: int
+    last_seq: int
+    filled: bool = False
+
+
+@dataclass(slots=True)
+class Audit:
+    """At most ``lines_max`` lines (the one silent for longest goes) of ``holes_max`` holes each."""
+
+    grace_s: float = 5.0
+    lines_max: int = 65_536
+    holes_max: int = 256
+    _lines: OrderedDict[Key, Line] = field(default_factory=OrderedDict)
+    _filled: deque[Gap] = field(default_factory=lambda: deque(maxlen=1024))
+    #: When each stream's oldest message was written, in ms: lines that began before it may have
+    #: lost their beginning to retention.
+    begins_ms: dict[str, int] = field(default_factory=dict)
+    forgotten_total: int = 0
+
+    def on_event(self, stream: str, key: Key, seq: int, now_s: float) -> None:
+        """An event of line ``key`` (kind, source, epoch) was read from a stream."""
+        line, epoch = self._line(key, stream), key[2]
+        if line.highest == 0:
+            whole = epoch >= self.begins_ms.get(stream, 0)
+            line.highest = 0 if whole else seq - 1
+        if seq > line.highest:
+            if seq > line.highest + 1:
+                self._miss(line, line.highest + 1, seq - 1, now_s)
+            line.highest = seq
+        elif line.holes:
+            self._late(key, line, seq)
+
+    def on_published(
+        self,
+        streams: Mapping[str, str],
+        source: str,
+        epoch: int,
+        counts: Mapping[str, int],
+        now_s: float,
+    ) -> None:
+        """A process says how many events of each kind it has published; ``streams`` by kind."""
+        for event, count in counts.items():
+            stream = streams.get(event)
+            if stream is None or count <= 0:
+                continue
+            line = self._lines.get((event, source, epoch))
+            if line is None:
+                if epoch < self.begins_ms.get(stream, 0):
+                    continue  # it may have been there, and gone by retention
+                line = self._line((event, source, epoch), stream)
+            if count > line.highest:
+                self._miss(line, line.highest + 1, count, now_s)
+                line.highest = count
+
+    def on_tick(self, now_s: float) -> list[Gap]:
+        """What has been missing for longer than the grace, told once; and what came after all."""
+        gaps = list(self._filled)
+        self._filled.clear()
+        for (event, source, epoch), line in self._lines.items():
+            for hole in line.holes:
+                if not hole.found and now_s - hole.since_s > self.grace_s:
+                    hole.found = True
+                    gaps.append(Gap(line.stream, event, source, epoch, hole.first, hole.last))
+        return gaps
+
+    def forgive(self, now_s: float) -> None:
+        """The streams could not be read: until now nobody knows what they hold."""
+        for line in self._lines.values():
+            for hole in line.holes:
+                if not hole.found:
+                    hole.since_s = now_s
+
+    def waiting(self) -> int:
+        """Events that are missing and were not told of yet."""
+        return sum(h.last - h.first + 1 for h in self._holes() if not h.found)
+
+    def oldest_wait_s(self, now_s: float) -> float:
+        """For how long the oldest of those has been missing; 0 when none is."""
+        return max((now_s - h.since_s for h in self._holes() if not h.found), default=0.0)
+
+    def _holes(self) -> Iterator[Hole]:
+        return (hole for line in self._lines.values() for hole in line.holes)
+
+    def _line(self, key: Key, stream: str) -> Line:
+        line = self._lines.get(key)
+        if line is None:
+            if len(self._lines) >= self.lines_max:
+                self._lines.popitem(last=False)
+                self.forgotten_total += 1
+            line = self._lines[key] = Line(stream)
+        else:
+            self._lines.move_to_end(key)
+        return line
+
+    def _miss(self, line: Line, first: int, last: int, now_s: float) -> None:
+        previous = line.holes[-1] if line.holes else None
+        if previous is not None and not previous.found and previous.last == first - 1:
+            previous.last = last  # one outage, one hole
+            return
+        if len(line.holes) >= self.holes_max:
+            del line.holes[0]
+            self.forgotten_total += 1
+        line.holes.append(Hole(first, last, now_s))
+
+    def _late(self, key: Key, line: Line, seq: int) -> None:
+        """It fills a hole, or a part of one, or is there twice."""
+        for place, hole in enumerate(line.holes):
+            if not hole.first <= seq <= hole.last:
+                continue
+            event, source, epoch = key
+            if hole.found:
+                self._filled.append(Gap(line.stream, event, source, epoch, seq, seq, filled=True))
+            left = [
+                Hole(first, last, hole.since_s, hole.found)
+                for first, last in ((hole.first, seq - 1), (seq + 1, hole.last))
+                if first <= last
+            ]
+            line.holes[place : place + 1] = left
+            return

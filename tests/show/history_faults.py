@@ -1,0 +1,275 @@
+"""A bus that dies and a disk that fills: requests go on, and what is missing is known."""
+
+import asyncio
+import contextlib
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from bus import subjects
+from bus.errors import BusError
+from bus.history import History
+from bus.nats_bus import NatsBus
+from components.replay.auditor import FILES, KINDS, envelope
+from schemas.fleet import ShowComponent, ShowComponentReply
+from schemas.history import ShowHistory, ShowHistoryReply
+from tests.show.fleet import Fleet
+from tests.show.load import Told, tell, told
+from tests.show.proof import Figure, Run, Skip, Void
+
+FAST = ("--profile", "constant:ttft_ms=10,itl_ms=5")
+#: Of the small disk, and what it grows to.
+DISK_MIB, LARGER_MIB = 24, 256
+
+Line = tuple[str, str, int]
+Missing = set[tuple[Line, int]]
+
+
+class Clients:
+    """Eight clients that ask again as soon as they were answered, each answer known beforehand."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._done: list[Told] = []
+        self._stopped = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._ask(n * 100_000)) for n in range(8)]
+
+    async def stop(self) -> tuple[int, int]:
+        """How many were answered exactly, and how many not."""
+        self._stopped = True
+        await asyncio.gather(*self._tasks)
+        exact = sum(one.exact for one in self._done)
+        for one in self._done:
+            if not one.exact:
+                print(f"not exact: {one.status} {one.error or one.finish}", flush=True)
+        return exact, len(self._done) - exact
+
+    async def _ask(self, seed: int) -> None:
+        async with self._fleet.client() as client:
+            while not self._stopped:
+                seed += 1
+                one = told(seed, 64, 120)
+                await tell(client, "sim/words", one)
+                self._done.append(one)
+
+
+class Watch:
+    """What each process said that it had published, by line: the most ever heard."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.published: dict[Line, int] = defaultdict(int)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(BusError):
+                await self.look()
+            await asyncio.sleep(0.5)
+
+    async def look(self) -> None:
+        async with operator(self._fleet) as bus:
+            replies = await bus.ask_all(
+                subjects.show_component(subjects.EVERYONE),
+                ShowComponent(),
+                ShowComponentReply,
+                wait_s=0.4,
+            )
+        for reply in replies:
+            for kind, count in reply.message.published.items():
+                line = (kind, reply.source, reply.epoch)
+                self.published[line] = max(self.published[line], count)
+
+    async def missing(self) -> Missing:
+        """What was published by now and stands in no stream."""
+        await self.look()
+        published = dict(self.published)
+        await asyncio.sleep(1.0)
+        seen: Missing = set()
+        page = self._fleet.page()
+        async with History(page.nats_url, Path(page.keys_dir) / "history.nk") as history:
+            for stream in FILES:
+                async for stored in history.read(stream):
+                    found = envelope(stored.data)
+                    if found is not None:
+                        seen.add(found)
+        return {
+            (line, seq)
+            for line, count in published.items()
+            if line[0] in KINDS
+            for seq in range(1, count + 1)
+            if (line, seq) not in seen
+        }
+
+
+@contextlib.asynccontextmanager
+async def operator(fleet: Fleet) -> AsyncIterator[NatsBus]:
+    page = fleet.page()
+    key = Path(page.keys_dir) / "operator.nk"
+    bus = NatsBus(
+        page.nats_url,
+        source="operator",
+        epoch=time.time_ns() // 1_000_000,
+        key_file=key,
+        connect_timeout_s=2.0,
+    )
+    await bus.connect()
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def history_of(fleet: Fleet) -> ShowHistoryReply | None:
+    try:
+        async with operator(fleet) as bus:
+            return await bus.ask(
+                subjects.show_history(), ShowHistory(), ShowHistoryReply, timeout_s=3
+            )
+    except BusError:
+        return None
+
+
+def reported(shown: ShowHistoryReply) -> Missing:
+    """What the auditor says is missing, less what came after all."""
+    found: Missing = set()
+    for gap in shown.gaps:
+        line = (gap.event, gap.source, gap.epoch)
+        numbers = {(line, seq) for seq in range(gap.first_seq, gap.last_seq + 1)}
+        found = found - numbers if gap.filled else found | numbers
+    return found
+
+
+async def settled(fleet: Fleet, within_s: float) -> ShowHistoryReply:
+    """The history once it is ok and waits for nothing; raises ``Void`` when it never is."""
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        shown = await history_of(fleet)
+        if shown is not None and shown.state == "ok" and shown.waiting == 0:
+            return shown
+        await asyncio.sleep(0.5)
+    raise Void(f"the history is not whole within {within_s:g} s: {shown and shown.state}")
+
+
+async def kill_nats(run: Run) -> Figure:
+    """SIGKILL nats-server three times while requests run; then count what is missing."""
+    async with Fleet(run.folder / "fleet", FAST, run.fault) as fleet:
+        watch, load = Watch(fleet), Clients(fleet)
+        watch.start()
+        load.start()
+        for _ in range(3):
+            await asyncio.sleep(3.0)
+            await fleet.kill("nats-server")
+        await asyncio.sleep(4.0)
+        done = await load.stop()
+        await asyncio.sleep(6.0)
+        shown = await settled(fleet, 40)
+        await watch.stop()
+        missing = await watch.missing()
+        shown = await settled(fleet, 20)
+    return _figure("3 kills of nats-server", done, missing, shown, degraded=None)
+
+
+async def full_disk(run: Run) -> Figure:
+    """A disk of 24 MiB under the streams fills while requests run; later it grows."""
+    disk = run.folder / "fleet" / "nats"
+    with small_disk(disk):
+        async with Fleet(run.folder / "fleet", FAST, run.fault) as fleet:
+            watch, load = Watch(fleet), Clients(fleet)
+            watch.start()
+            load.start()
+            await asyncio.sleep(3.0)
+            ballast = disk / "ballast"
+            fill(ballast)
+            state, told_s = await degraded(fleet, 40)
+            await asyncio.sleep(3.0)
+            resize(disk, LARGER_MIB)
+            await asyncio.sleep(1.0)
+            shown = await settled(fleet, 60)
+            await asyncio.sleep(3.0)
+            done = await load.stop()
+            await asyncio.sleep(6.0)
+            shown = await settled(fleet, 40)
+            await watch.stop()
+            missing = await watch.missing()
+            shown = await settled(fleet, 20)
+    told = f"{state} after {told_s:.0f} s"
+    return _figure(f"a disk of {DISK_MIB} MiB full", done, missing, shown, degraded=told)
+
+
+def _figure(
+    what: str,
+    done: tuple[int, int],
+    missing: Missing,
+    shown: ShowHistoryReply,
+    *,
+    degraded: str | None,
+) -> Figure:
+    finished, failed = done
+    unreported = missing - reported(shown)
+    wrongly = reported(shown) - missing
+    text = (
+        f"{what}: {finished} requests, {failed} failed; {len(missing)} events missing,"
+        f" {len(missing) - len(unreported)} of them reported in {shown.gaps_total} gaps,"
+        f" {len(wrongly)} reported wrongly"
+    )
+    if degraded is not None:
+        text += f"; the history was said to be {degraded}, and ok again without a human"
+    holds = failed == 0 and finished > 50 and not unreported and not wrongly and bool(missing)
+    return Figure(text, holds, {"unreported": len(unreported)})
+
+
+async def degraded(fleet: Fleet, within_s: float) -> tuple[str, float]:
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < within_s:
+        shown = await history_of(fleet)
+        if shown is not None and shown.state != "ok":
+            return shown.state, time.monotonic() - began_s
+        await asyncio.sleep(0.5)
+    raise Void("nobody noticed that the disk was full")
+
+
+# A small disk.
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    size = f"size={DISK_MIB}m"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        raise Skip("no tmpfs may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+
+
+def resize(folder: Path, mib: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={mib}m", folder], check=True)
+
+
+def fill(ballast: Path) -> None:
+    """All that is left, to the last byte."""
+    with ballast.open("wb", buffering=0) as file:
+        block = b"\0" * 65_536
+        while block:
+            try:
+                file.write(block)
+            except OSError:
+                block = block[: len(block) // 2]

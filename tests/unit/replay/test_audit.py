@@ -1,0 +1,130 @@
+"""Whatever is lost, late, twice or out of order: what is reported is what is not there."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components.replay.audit import Audit, Gap
+
+KEY = ("e.v1", "gateway-0", 100)
+STREAMS = {"e.v1": "REQUESTS"}
+
+
+def heard(audit: Audit, *seqs: int, now_s: float = 0.0, epoch: int = 100) -> None:
+    for seq in seqs:
+        audit.on_event("REQUESTS", ("e.v1", "gateway-0", epoch), seq, now_s)
+
+
+def told(audit: Audit, count: int, now_s: float = 0.0, epoch: int = 100) -> None:
+    audit.on_published(STREAMS, "gateway-0", epoch, {"e.v1": count, "other.v1": 5}, now_s)
+
+
+def missing(gaps: list[Gap]) -> set[int]:
+    found = set[int]()
+    for gap in gaps:
+        numbers = set(range(gap.first_seq, gap.last_seq + 1))
+        found = found - numbers if gap.filled else found | numbers
+    return found
+
+
+def test_a_hole_is_told_once_after_its_grace():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, 2, 5)
+    assert audit.on_tick(3.0) == []
+    assert (audit.waiting(), audit.oldest_wait_s(3.0)) == (2, 3.0)
+    assert audit.on_tick(3.1) == [Gap("REQUESTS", "e.v1", "gateway-0", 100, 3, 4)]
+    assert audit.on_tick(99.0) == []
+    assert audit.waiting() == 0
+
+
+def test_what_comes_within_the_grace_was_never_missing():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, 4)
+    heard(audit, 3, 2, now_s=2.0)
+    assert audit.on_tick(9.0) == []
+
+
+def test_the_end_of_a_line_is_missing_when_its_process_says_so():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, 2)
+    told(audit, 5)
+    assert missing(audit.on_tick(4.0)) == {3, 4, 5}
+    # Nothing of a line was ever stored.
+    other = Audit(grace_s=3)
+    told(other, 3)
+    assert missing(other.on_tick(4.0)) == {1, 2, 3}
+
+
+def test_what_was_told_before_it_was_read_is_no_gap():
+    audit = Audit(grace_s=3)
+    told(audit, 3)
+    heard(audit, 1, 2, 3, now_s=1.0)
+    told(audit, 3, now_s=2.0)
+    assert audit.on_tick(9.0) == []
+
+
+def test_what_comes_after_all_is_withdrawn():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, 4)
+    assert missing(audit.on_tick(4.0)) == {2, 3}
+    heard(audit, 3)
+    assert audit.on_tick(5.0) == [Gap("REQUESTS", "e.v1", "gateway-0", 100, 3, 3, filled=True)]
+
+
+def test_a_line_that_began_before_the_stream_may_have_lost_its_beginning_to_retention():
+    audit = Audit(grace_s=3, begins_ms={"REQUESTS": 200})
+    heard(audit, 50, 51, 53)
+    told(audit, 53)
+    assert missing(audit.on_tick(9.0)) == {52}
+    audit.on_published(STREAMS, "router-0", 100, {"e.v1": 9}, 0.0)
+    assert audit.on_tick(99.0) == []
+
+
+def test_a_line_that_began_later_is_expected_from_its_first_on():
+    audit = Audit(grace_s=3, begins_ms={"REQUESTS": 50})
+    heard(audit, 3)
+    assert missing(audit.on_tick(9.0)) == {1, 2}
+
+
+def test_while_nothing_could_be_read_no_grace_ran_out():
+    audit = Audit(grace_s=3)
+    heard(audit, 1)
+    told(audit, 4)
+    audit.forgive(10.0)
+    assert audit.on_tick(12.0) == []
+    assert missing(audit.on_tick(13.1)) == {2, 3, 4}
+
+
+def test_the_tables_are_bounded_and_what_is_forgotten_is_counted():
+    audit = Audit(lines_max=2, holes_max=2)
+    for epoch in (100, 101, 102):
+        heard(audit, 1, epoch=epoch)
+    heard(audit, 3, 5, 7, epoch=102)
+    assert audit.forgotten_total == 2
+
+
+@given(
+    st.integers(1, 40).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.sets(st.integers(1, n)),
+            st.permutations(range(1, n + 1)),
+            st.lists(st.integers(0, n), max_size=4),
+        )
+    )
+)
+def test_in_any_order_exactly_the_lost_ones_are_found(
+    case: tuple[int, set[int], list[int], list[int]],
+):
+    count, lost, order, said = case
+    audit, gaps = Audit(grace_s=3), list[Gap]()
+    for place, seq in enumerate(order):
+        if seq not in lost:
+            heard(audit, seq, now_s=place * 0.01)
+            if seq % 3 == 0:
+                heard(audit, seq, now_s=place * 0.01)  # twice
+        if place < len(said):
+            told(audit, said[place], now_s=place * 0.01)
+    told(audit, count, now_s=1.0)
+    for now_s in (1.0, 4.5, 20.0):
+        gaps += audit.on_tick(now_s)
+    assert missing(gaps) == lost
