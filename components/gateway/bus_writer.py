@@ -128,8 +128,12 @@ def _chunks(events: bytes) -> bytes:
 
     JSON has no line breaks of its own, so an empty line ends an event.
     """
-    found = [event.partition(b"data: ")[2] for event in events.split(b"\n\n")]
-    return b",".join(f for f in found if f and f != _DONE and not f.startswith(_ERROR))
+    found = []
+    for event in events.split(b"\n\n"):
+        data = event.partition(b"data: ")[2]
+        if data and data != _DONE and not data.startswith(_ERROR):
+            found.append(data)
+    return b",".join(found)
 
 
 def _told(error: ApiError) -> bytes:
