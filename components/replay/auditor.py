@@ -14,6 +14,7 @@ from bus import subjects
 from bus.errors import BusError, StreamUnavailable
 from bus.history import History, Stored
 from bus.streams import BY_NAME, STREAMS
+from bus.subjects import PREFIX
 from components.host.host import Host
 from components.replay.audit import Audit, Gap, Key
 from schemas.catalogue import CATALOGUE
@@ -47,7 +48,7 @@ def _streams_of_kinds() -> dict[str, str]:
     """Schema id -> the file stream that keeps it."""
     kept = {}
     for entry in CATALOGUE:
-        prefix = f"yard.{entry.subject}"
+        prefix = f"{PREFIX}.{entry.subject}"
         for name in FILES:
             if any(prefix.startswith(s.removesuffix(">")) for s in BY_NAME[name].subjects):
                 kept[entry.message.schema_id] = name

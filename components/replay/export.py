@@ -13,7 +13,14 @@ from bus.history import Stored
 from bus.subjects import ANY
 from components.replay.bundle import BundleWriter, Manifest
 from components.replay.instant import REFERENCES_MS
-from components.replay.past import KEPT, Past, place_of, read_between, time_of
+from components.replay.past import (
+    KEPT,
+    Past,
+    everything_of,
+    place_of,
+    read_between,
+    time_of,
+)
 
 
 async def export(past: Past, path: Path, *, from_ms: int, to_ms: int, now_ms: int) -> Manifest:
@@ -40,7 +47,7 @@ async def _part(past: Past, stream: str, begin_ms: int, to_ms: int) -> AsyncIter
     slack_ms = REFERENCES_MS if stream == "ENGINE_STATE" else 1
     before = await place_of(past, stream, begin_ms - slack_ms)
     if stream in {"FLEET", "ENGINE_STATE"} and before > 0:
-        for stored in await past.last_of_each(stream, "yard.evt.>", before):
+        for stored in await past.last_of_each(stream, everything_of(stream), before):
             yield stored
     async for stored in read_between(past, stream, before + 1, last_seq):
         yield stored

@@ -14,7 +14,14 @@ from bus.subjects import ANY
 from components.domain.outcomes import Core
 from components.host.journal import EventRef
 from components.replay.check import CORES, Resolve, apply
-from components.replay.past import KEPT, Past, opened, place_of, read_between
+from components.replay.past import (
+    KEPT,
+    Past,
+    everything_of,
+    opened,
+    place_of,
+    read_between,
+)
 from components.scheduler.core import SchedulerCore
 from schemas.engine import EngineLoadReported, EngineStateReceived, EngineStatesReceived
 from schemas.fleet import EngineEntry, FleetExpired, FleetJoined, FleetLeft, FleetRegistered
@@ -102,8 +109,8 @@ async def instant(past: Past, at_ms: int) -> ShowInstantReply:
     """The fleet at ``at_ms``; raises ``StreamUnavailable``."""
     read = {stream: await place_of(past, stream, at_ms) for stream in KEPT}
     fleet = FleetThen()
-    fleet.take(_messages(await _last(past, "FLEET", "yard.evt.fleet.>", read)))
-    said = _messages(await _last(past, "ENGINE_STATE", "yard.evt.engine.>", read))
+    fleet.take(_messages(await _last(past, "FLEET", everything_of("FLEET"), read)))
+    said = _messages(await _last(past, "ENGINE_STATE", everything_of("ENGINE_STATE"), read))
     living = {name: j.process_epoch for name, j in fleet.joined.items()}
     cores, notes = await _cores(past, at_ms, read, living)
     return ShowInstantReply(

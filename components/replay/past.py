@@ -12,12 +12,19 @@ from typing import Final, Protocol
 from bus.codec import Decoded, decode
 from bus.errors import MalformedMessage
 from bus.history import Stored, StreamState
+from bus.streams import BY_NAME
 from schemas.engine import EngineStatesReceived
 from schemas.message import Message
 from schemas.request import RequestEventsBatched
 
 #: What the state of a fleet is rebuilt from; frames and bodies are no part of it.
 KEPT: Final = ("FLEET", "ENGINE_STATE", "REQUESTS", "JOURNAL")
+
+
+def everything_of(stream: str) -> str:
+    """The pattern of all subjects that a stream keeps."""
+    [pattern] = BY_NAME[stream].subjects
+    return pattern
 
 
 class Past(Protocol):
