@@ -160,6 +160,7 @@ BUCKETS: Final[tuple[Bucket, ...]] = (
     Bucket("models", "Model cards", value_bytes_max=4 * MIB, max_bytes=64 * MIB),
     Bucket("tenants", "Tenants and their limits"),
     Bucket("keys", "Hashes of API keys"),
+    Bucket("users", "Accounts, with hashes of their passwords"),
 )
 
 BY_NAME: Final[dict[str, Stream]] = {s.name: s for s in STREAMS}

@@ -232,6 +232,49 @@ def journal_snapshotted(owner: str) -> str:
     return _subject("evt.journal.snapshotted", owner)
 
 
+# Nodes, and who may change them.
+
+
+def node_changed(node: str) -> str:
+    return _subject("evt.fleet.node_changed", node)
+
+
+def register_node() -> str:
+    return _subject("ask.node.register")
+
+
+def update_node() -> str:
+    return _subject("ask.node.update")
+
+
+def delete_node() -> str:
+    return _subject("ask.node.delete")
+
+
+def show_node() -> str:
+    return _subject("ask.node.show")
+
+
+def list_nodes() -> str:
+    return _subject("ask.node.list")
+
+
+def login() -> str:
+    return _subject("ask.session.login")
+
+
+def refresh_session() -> str:
+    return _subject("ask.session.refresh")
+
+
+def show_signing_keys() -> str:
+    return _subject("ask.session.show_keys")
+
+
+def put_user() -> str:
+    return _subject("ask.user.put")
+
+
 # Is the history whole?
 
 

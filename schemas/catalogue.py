@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from schemas import (
+    access,
     attempt,
     body,
     client,
@@ -22,6 +23,7 @@ from schemas import (
     history,
     journal,
     links,
+    nodes,
     past,
     request,
     routing,
@@ -404,6 +406,76 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("scheduler", "router"),
         (),
         sender_is="owner",
+    ),
+    # Nodes, and who may change them.
+    Entry(
+        nodes.NodeChanged,
+        "evt.fleet.node_changed.{node}",
+        ("registry",),
+        (),
+    ),
+    Entry(
+        nodes.RegisterNode,
+        "ask.node.register",
+        ("gateway", "operator"),
+        ("registry",),
+        reply=nodes.RegisterNodeReply,
+    ),
+    Entry(
+        nodes.UpdateNode,
+        "ask.node.update",
+        ("gateway", "operator"),
+        ("registry",),
+        reply=nodes.UpdateNodeReply,
+    ),
+    Entry(
+        nodes.DeleteNode,
+        "ask.node.delete",
+        ("gateway", "operator"),
+        ("registry",),
+        reply=nodes.DeleteNodeReply,
+    ),
+    Entry(
+        nodes.ShowNode,
+        "ask.node.show",
+        ("gateway", "operator", "client"),
+        ("registry",),
+        reply=nodes.ShowNodeReply,
+    ),
+    Entry(
+        nodes.ListNodes,
+        "ask.node.list",
+        ("gateway", "operator", "client"),
+        ("registry",),
+        reply=nodes.ListNodesReply,
+    ),
+    Entry(
+        access.Login,
+        "ask.session.login",
+        ("gateway",),
+        ("registry",),
+        reply=access.LoginReply,
+    ),
+    Entry(
+        access.RefreshSession,
+        "ask.session.refresh",
+        ("gateway",),
+        ("registry",),
+        reply=access.RefreshSessionReply,
+    ),
+    Entry(
+        access.ShowSigningKeys,
+        "ask.session.show_keys",
+        ("gateway", "operator"),
+        ("registry",),
+        reply=access.ShowSigningKeysReply,
+    ),
+    Entry(
+        access.PutUser,
+        "ask.user.put",
+        ("operator",),
+        ("registry",),
+        reply=access.PutUserReply,
     ),
     # Is the history whole?
     Entry(

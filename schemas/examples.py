@@ -5,6 +5,17 @@ A test says only what is special about its case: ``example(RunAttempt, phase="pr
 
 from typing import Any, Final, TypeVar
 
+from schemas.access import (
+    Login,
+    LoginReply,
+    PutUser,
+    PutUserReply,
+    RefreshSession,
+    RefreshSessionReply,
+    ShowSigningKeys,
+    ShowSigningKeysReply,
+    SigningKey,
+)
 from schemas.attempt import (
     AttemptReported,
     CancelAttempt,
@@ -73,6 +84,22 @@ from schemas.history import (
 from schemas.journal import JournalAppended, JournalSnapshotted
 from schemas.links import KvMoved, PostLinkKey, PullKv, PullKvReply, ReleaseKv
 from schemas.message import Message
+from schemas.nodes import (
+    Caller,
+    DeleteNode,
+    DeleteNodeReply,
+    ListNodes,
+    ListNodesReply,
+    Node,
+    NodeChanged,
+    NodeChanges,
+    RegisterNode,
+    RegisterNodeReply,
+    ShowNode,
+    ShowNodeReply,
+    UpdateNode,
+    UpdateNodeReply,
+)
 from schemas.past import (
     Choice,
     ConsideredCandidate,
@@ -198,6 +225,19 @@ HEARTBEAT: Final = HeartbeatSent(
 )
 
 MODEL_CARD: Final = ModelCard(model="sim/words", created_s=1_795_000_000, context_tokens_max=32_768)
+
+CALLER: Final = Caller(name="admin", roles=("admin",))
+
+NODE: Final = Node(
+    node_id="node-1",
+    node_address="10.0.0.7",
+    node_status="online",
+    create_time=1_795_000_000_000,
+    update_time=1_795_000_000_000,
+    revision=7,
+)
+
+SIGNING_KEY: Final = SigningKey(kid="8a5edab282632443", public=bytes(range(32)))
 
 GAP: Final = HistoryGapFound(
     stream="REQUESTS",
@@ -401,6 +441,31 @@ _ALL: Final[tuple[Message, ...]] = (
         counters={"bus_published_total": 311},
         published={"engine.load_reported.v1": 41},
     ),
+    NodeChanged(
+        node_id="node-1", what="registered", by="admin", revision=7, at_ms=1_795_000_000_000
+    ),
+    RegisterNode(
+        caller=CALLER,
+        node_id="node-1",
+        changes=NodeChanges(node_address="10.0.0.7", node_status="online"),
+    ),
+    RegisterNodeReply(node=NODE),
+    UpdateNode(caller=CALLER, node_id="node-1", changes=NodeChanges(remark="rack 4"), revision=7),
+    UpdateNodeReply(node=NODE),
+    DeleteNode(caller=CALLER, node_id="node-1"),
+    DeleteNodeReply(node=NODE),
+    ShowNode(node_id="node-1"),
+    ShowNodeReply(node=NODE),
+    ListNodes(),
+    ListNodesReply(nodes=(NODE,)),
+    Login(username="admin", password="correct horse", address="10.0.0.9"),
+    LoginReply(access_token="eyJ...", refresh_token="eyJ...", expires_s=900),
+    RefreshSession(refresh_token="eyJ..."),
+    RefreshSessionReply(access_token="eyJ...", refresh_token="eyJ...", expires_s=900),
+    ShowSigningKeys(),
+    ShowSigningKeysReply(keys=(SIGNING_KEY,)),
+    PutUser(username="node-1", password="correct horse", roles=("node",)),
+    PutUserReply(done=True),
     GAP,
     HistoryProbed(auditor="replay-0", at_ms=1_795_000_030_000),
     HistoryStateChanged(

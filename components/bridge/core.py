@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from components.bridge.datagram import BadDatagram, Datagram
-from components.bridge.rates import Rates
 from components.bridge.trust import Heard, NotBelieved, Trust
 from components.bridge.windows import Windows
+from components.domain.rates import Rates
 from schemas.engine import EngineStateReceived, EngineStateSeen, ShowStates, ShowStatesReply
 
 #: States that are kept of one engine.

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from components.bridge import ping
 from components.bridge.ping import BadPing, Ping
-from components.bridge.rates import Rates
+from components.domain.rates import Rates
 from schemas.codes import Role
 from schemas.fleet import FleetExpired, FleetRegistered, HeartbeatSent
 

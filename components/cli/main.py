@@ -26,6 +26,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "config": ("config", "the settings in force, and where each comes from"),
     "menu": ("menu", "the commands by number"),
     "bench": ("bench", "put load on a running system and report latencies"),
+    "nodes": ("nodes", "the nodes that were declared: list, show, register, update, delete"),
+    "users": ("users", "who may log in over HTTP, and as what"),
     "plan": ("plan_links", "what a layout of engines needs, before anybody pays for it"),
     "setup": ("setup", "keys and streams for a NATS that runs elsewhere"),
     "tiny-model": ("tiny_model", "write a model of random weights for a real engine to run"),

@@ -159,6 +159,8 @@ class Yard:
         more += ["--key-file", str(key_file)] if key_file else []
         if process.component == "worker":
             more += connectors.arguments(self._keys, process.instance, self._ranks)
+        if process.component == "registry":
+            more += ["--set", f"access_dir={self._dir.path / 'access'}"]
         if process.component == "replay":
             history_key = keyring.find(self._keys, keyring.HISTORY, keyring.HISTORY)
             more += ["--history-key-file", str(history_key)] if history_key else []

@@ -14,6 +14,7 @@ from components.gateway.desk import Desk
 from components.gateway.errors import ApiError, internal, invalid, of_status
 from components.gateway.handlers import CompletionRoute, Scope
 from components.gateway.intake import Intake, Receive
+from components.gateway.node_api import node_routes
 from components.gateway.rendering import Model
 from components.gateway.state_api import state_router
 from components.gateway.writers import Send
@@ -54,6 +55,7 @@ def _application(desk: Desk, hot: dict[str, Asgi]) -> Asgi:
         return JSONResponse(_model(desk.models.get(model)))
 
     app.include_router(state_router(desk))
+    app.router.routes.extend(node_routes(desk))
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -35,6 +35,9 @@ class GatewaySettings(Settings):
     #: Keys the block hashes, so that tenants cannot probe each other's cache; random when unset.
     tenant_secret: SecretStr | None = None
 
+    #: Origins of pages that may use the registry's API (``/api/...``); ``*``: any.
+    cors_origins: tuple[str, ...] = Field(default=(), max_length=64)
+
     render_threads: int = Field(default=2, ge=1)
     render_queue_max: int = Field(default=256, ge=1)
     #: Texts up to this long are tokenised without a detour through a thread.

@@ -4,10 +4,14 @@ from typing import TypeVar, assert_never
 
 from bus import subjects
 from bus.bus import Received, Subscription
+from bus.nats_bus import NatsBus
+from bus.records import Records
 from bus.subjects import ANY
 from components.domain.outcomes import Count
 from components.host.host import Host
+from components.registry.access_service import AccessService
 from components.registry.core import Outcome, RegistryCore
+from components.registry.node_service import NodeService
 from components.registry.settings import RegistrySettings
 from schemas.engine import EngineLoadReported, EngineStatesReceived
 from schemas.fleet import (
@@ -36,6 +40,12 @@ class RegistryService:
             engines_max=settings.engines_max,
             registered_max=settings.registered_max,
         )
+        about = host.settings
+        # The broker knows records by another connection: they are asked for, not heard.
+        self._records = Records(about.nats_url, about.nats_key_file, source=host.instance)
+        self._nodes = NodeService(host, settings, self._records)
+        self._access = AccessService(host, settings, self._records)
+        self._with_records = isinstance(host.bus, NatsBus)
         self._subscriptions: list[Subscription] = []
         self._cut_off = False
 
@@ -53,6 +63,10 @@ class RegistryService:
             await bus.subscribe(subjects.fleet_expired(ANY), FleetExpired, self._feed_registration),
             await bus.subscribe(subjects.show_fleet(), ShowFleet, self._show, queue="registry"),
         ]
+        if self._with_records:
+            await self._records.connect()
+            await self._nodes.start()
+            await self._access.start()
         bus.on_reconnect(self._resume)
         self._host.tasks.every("registry.tick", self._settings.tick_ms / 1000, self._tick)
 
@@ -63,6 +77,10 @@ class RegistryService:
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.unsubscribe()
+        if self._with_records:
+            await self._nodes.stop()
+            await self._access.stop()
+            await self._records.close()
 
     def heartbeat(self) -> dict[str, object]:
         return {}
@@ -95,6 +113,7 @@ class RegistryService:
     def _resume(self) -> None:
         self._cut_off = False
         self._core.on_resume(self._host.clock.now_s())
+        self._nodes.resume()
 
     def _perform(self, outcomes: list[Outcome]) -> None:
         bus = self._host.bus

@@ -18,3 +18,25 @@ class RegistrySettings(Settings):
     processes_max: int = Field(default=4096, ge=1)
     engines_max: int = Field(default=4096, ge=1)
     registered_max: int = Field(default=4096, ge=1)
+
+    nodes_max: int = Field(default=4096, ge=1)
+    #: How often nodes that say that they are online are asked over HTTP; 0: never.
+    probe_interval_s: float = Field(default=0.0, ge=0)
+    probe_timeout_s: float = Field(default=2.0, gt=0)
+    probe_path: str = Field(default="/health", pattern=r"^/[\x21-\x7e]*$")
+    probes_max: int = Field(default=32, ge=1)
+    #: So many failures in a row and a node is unhealthy, so many successes and it is well again.
+    probe_failures_max: int = Field(default=3, ge=1)
+    probe_successes_min: int = Field(default=2, ge=1)
+
+    #: Where the key that signs sessions is kept, and the first password of ``admin`` is put.
+    #: Empty: nobody can log in over HTTP.
+    access_dir: str = ""
+    users_max: int = Field(default=4096, ge=1)
+    access_token_s: int = Field(default=900, ge=60, le=3600)
+    refresh_token_s: int = Field(default=86_400, ge=60)
+    sessions_max: int = Field(default=4096, ge=1)
+    login_per_user_min: int = Field(default=5, ge=1)
+    login_per_address_min: int = Field(default=20, ge=1)
+    #: The older service's login by name alone; gateways that do not listen on loopback refuse it.
+    insecure_username_login: bool = False

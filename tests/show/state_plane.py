@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.show import clients, datagrams, history_faults, time_travel
+from tests.show import clients, datagrams, history_faults, nvllm, time_travel
 from tests.show.proof import Proof, show
 
 PROOFS: Final[tuple[Proof, ...]] = (
@@ -27,6 +27,15 @@ PROOFS: Final[tuple[Proof, ...]] = (
         datagrams.load,
         fault="bridge_is_slow",
         about_s=60,
+    ),
+    Proof(
+        "nvllm",
+        "The older node service's documented calls, made literally: login, register, update, "
+        "delete, get, status, all; missing, wrong and forged tokens, unknown ids, wrong methods",
+        "each answers as its document promises, envelope field by field",
+        nvllm.documented_calls,
+        fault="update_forgets_what_was_not_sent",
+        about_s=10,
     ),
     Proof(
         "history_kill",

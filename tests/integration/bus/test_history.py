@@ -58,7 +58,10 @@ async def stored(history: History, stream: str, last_seq: int) -> None:
 async def test_an_empty_stream_reads_as_nothing(history: History) -> None:
     assert [s async for s in history.read("REQUESTS")] == []
     assert await history.last_seq("REQUESTS") == 0
-    assert await history.state("REQUESTS") == StreamState(0, 0, 0, 0)
+    limits = BY_NAME["REQUESTS"]
+    assert await history.state("REQUESTS") == StreamState(
+        0, 0, 0, 0, limits.max_bytes, limits.max_age_s
+    )
 
 
 async def test_everything_is_read_once_in_order_over_many_batches(

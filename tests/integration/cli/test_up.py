@@ -226,7 +226,7 @@ def test_a_test_datagram_shows_up_in_status_and_in_the_stream(running: Yard):
     told = [
         e for e in events(running, "ENGINE_STATE", "--from", "1") if e.get("engine_id") == engine
     ]
-    assert told[-1]["pending_tokens_total"] == 77
+    assert told[-1]["states"][-1]["pending_tokens_total"] == 77
     assert engine in running.run("status").stdout
 
 

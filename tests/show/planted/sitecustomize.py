@@ -389,4 +389,18 @@ def _auditor_keeps_gaps_to_itself(module: ModuleType) -> None:
     module.Auditor._found = lambda self, gap: None
 
 
+@fault("update_forgets_what_was_not_sent", "components.registry.nodes")
+def _update_forgets_what_was_not_sent(module: ModuleType) -> None:
+    """As the older service did: what is not sent has its default again."""
+    update = module.NodeTable.update
+
+    def spoiled(self: object, asked: object, wall_ms: int) -> object:
+        put = update(self, asked, wall_ms)
+        said = module._said(asked.changes)  # type: ignore[attr-defined]
+        node = module.Node(node_id=put.node_id, update_time=wall_ms, **said)
+        return module.Put(put.node_id, node, put.expected, put.what)
+
+    module.NodeTable.update = spoiled
+
+
 _plant()

@@ -1,0 +1,251 @@
+"""Answers for accounts: logins, sessions, the public keys of their tokens.
+
+Access tokens are JWTs signed with Ed25519 for a quarter of an hour; whoever checks them asks for
+the public key once. Hashing a password takes 35 ms and 19 MiB: in a thread, two at a time.
+"""
+
+import asyncio
+import json
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Final, get_args
+
+import jwt
+
+from bus import subjects
+from bus.bus import Received, Subscription
+from bus.errors import RecordChanged, StreamUnavailable
+from bus.records import Record, Records
+from components.host.host import Host
+from components.registry.secrets import (
+    NOBODY,
+    SigningKeyFile,
+    bootstrap_password,
+    hash_password,
+    is_password,
+)
+from components.registry.sessions import Guesses, Sessions, User
+from components.registry.settings import RegistrySettings
+from schemas.access import (
+    Login,
+    LoginRefusal,
+    LoginReply,
+    PutUser,
+    PutUserReply,
+    RefreshSession,
+    RefreshSessionReply,
+    ShowSigningKeys,
+    ShowSigningKeysReply,
+    SigningKey,
+)
+from schemas.nodes import UserRole
+
+USERS: Final = "users"
+ISSUER: Final = "switchyard"
+AUDIENCE: Final = "registry"
+HASHES_MAX: Final = 2
+#: Logins that wait for one of those; the next one is told to come back.
+WAITING_MAX: Final = 32
+RETRY_S: Final = 15
+
+
+class AccessService:
+    """The part of the registry that knows accounts."""
+
+    def __init__(self, host: Host, settings: RegistrySettings, records: Records) -> None:
+        self._host = host
+        self._settings = settings
+        self._records = records
+        self._users: dict[str, User] = {}
+        self._sessions = Sessions(settings.sessions_max, settings.refresh_token_s)
+        self._guesses = Guesses(settings.login_per_user_min, settings.login_per_address_min)
+        self._hashing = asyncio.Semaphore(HASHES_MAX)
+        self._waiting = 0
+        self._key: SigningKeyFile | None = None
+        self._loaded = False
+        self._subscriptions: list[Subscription] = []
+
+    async def start(self) -> None:
+        """Raises ``CannotStart`` when the signing key cannot be used."""
+        bus, settings = self._host.bus, self._settings
+        if settings.access_dir:
+            self._key = SigningKeyFile(Path(settings.access_dir))
+        if settings.insecure_username_login:
+            self._host.counters["insecure_username_login"] = 1
+            self._host.log.warning("anybody may log in as admin or user: insecure_username_login")
+        self._subscriptions = [
+            await bus.subscribe(subjects.login(), Login, self._on_login, queue="registry"),
+            await bus.subscribe(
+                subjects.refresh_session(), RefreshSession, self._refresh, queue="registry"
+            ),
+            await bus.subscribe(
+                subjects.show_signing_keys(), ShowSigningKeys, self._show_keys, queue="registry"
+            ),
+            await bus.subscribe(subjects.put_user(), PutUser, self._on_put, queue="registry"),
+        ]
+        _ = self._host.tasks.spawn("access.load", self._load())
+
+    async def stop(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
+
+    async def _load(self) -> None:
+        while not self._loaded:
+            try:
+                for record in await self._records.all(USERS):
+                    self._take(record)
+                if not self._users and self._key is not None:
+                    await self._first_admin()
+                self._loaded = True
+            except StreamUnavailable as error:
+                self._host.log.warning("accounts cannot be read yet: %s", error)
+                await self._host.clock.sleep(1.0)
+
+    def _take(self, record: Record) -> None:
+        try:
+            values = json.loads(record.value)
+            known = get_args(UserRole)
+            roles: tuple[UserRole, ...] = tuple(r for r in values["roles"] if r in known)
+            user = User(record.name, str(values["password"]), roles, record.revision)
+        except (ValueError, KeyError, TypeError):
+            self._host.counters.add("records_unreadable_total")
+            return
+        self._users[user.username] = user
+
+    async def _first_admin(self) -> None:
+        """Nobody has an account: one for whoever can read our files."""
+        folder = Path(self._settings.access_dir)
+        password = await asyncio.to_thread(bootstrap_password, folder)
+        await self._write(User("admin", await self._hash(password), ("admin",)))
+        self._host.log.warning("the first password of admin is in %s", folder)
+
+    async def _hash(self, password: str) -> str:
+        async with self._hashing:
+            return await asyncio.to_thread(hash_password, password)
+
+    async def _write(self, user: User) -> None:
+        value = json.dumps({"password": user.password, "roles": user.roles}).encode()
+        revision = await self._records.put(USERS, user.username, value, revision=user.revision)
+        self._users[user.username] = User(user.username, user.password, user.roles, revision)
+
+    # Sessions.
+
+    def _on_login(self, asked: Received[Login]) -> None:
+        message, now_s = asked.message, self._host.clock.now_s()
+        if not self._guesses.may(message.username, message.address, now_s):
+            self._refuse(asked, "too_many")
+        elif self._waiting >= WAITING_MAX:
+            self._refuse(asked, "busy")
+        elif not self._loaded or self._key is None:
+            self._refuse(asked, "store_away")
+        else:
+            self._waiting += 1
+            _ = self._host.tasks.spawn("access.login", self._login(asked))
+
+    def _refuse(self, asked: Received[Login], why: LoginRefusal) -> None:
+        self._host.counters.add(f"logins_refused_{why}_total")
+        retry_s = 0 if why == "unauthorized" else RETRY_S
+        self._host.bus.respond(asked, LoginReply(refusal=why, retry_after_s=retry_s))
+
+    async def _login(self, asked: Received[Login]) -> None:
+        message = asked.message
+        try:
+            roles = await self._roles_of(message)
+        finally:
+            self._waiting -= 1
+        if roles is None:
+            self._refuse(asked, "unauthorized")
+            return
+        self._host.counters.add("logins_total")
+        session_id, token = secrets.token_urlsafe(18), secrets.token_urlsafe(24)
+        self._sessions.begin(session_id, message.username, token, self._host.clock.now_s())
+        access = self._access_token(message.username, roles)
+        reply = LoginReply(
+            access_token=access,
+            refresh_token=f"{session_id}.{token}",
+            expires_s=self._settings.access_token_s,
+        )
+        self._host.bus.respond(asked, reply)
+
+    async def _roles_of(self, asked: Login) -> tuple[UserRole, ...] | None:
+        """The roles of who proved to be this account."""
+        if self._settings.insecure_username_login and not asked.password:
+            insecure: dict[str, tuple[UserRole, ...]] = {"admin": ("admin",), "user": ("user",)}
+            return insecure.get(asked.username)
+        user = self._users.get(asked.username)
+        async with self._hashing:
+            check = partial(is_password, asked.password, user.password if user else NOBODY)
+            right = await asyncio.to_thread(check)
+        return user.roles if user and right else None
+
+    def _access_token(self, username: str, roles: tuple[UserRole, ...]) -> str:
+        assert self._key is not None
+        now_s = self._host.clock.wall_ms() // 1000
+        claims = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": username,
+            "roles": list(roles),
+            "iat": now_s,
+            "nbf": now_s,
+            "exp": now_s + self._settings.access_token_s,
+            "jti": secrets.token_hex(12),
+        }
+        headers = {"kid": self._key.kid, "typ": "at+jwt"}
+        return jwt.encode(claims, self._key.private, algorithm="EdDSA", headers=headers)
+
+    def _refresh(self, asked: Received[RefreshSession]) -> None:
+        session_id, _, token = asked.message.refresh_token.partition(".")
+        following = secrets.token_urlsafe(24)
+        now_s = self._host.clock.now_s()
+        username = self._sessions.go_on(session_id, token, following, now_s)
+        user = self._users.get(username) if username else None
+        if user is None or self._key is None:
+            self._host.bus.respond(asked, RefreshSessionReply(refusal="unauthorized"))
+            return
+        reply = RefreshSessionReply(
+            access_token=self._access_token(user.username, user.roles),
+            refresh_token=f"{session_id}.{following}",
+            expires_s=self._settings.access_token_s,
+        )
+        self._host.bus.respond(asked, reply)
+
+    def _show_keys(self, asked: Received[ShowSigningKeys]) -> None:
+        key = self._key
+        keys = (SigningKey(kid=key.kid, public=key.public),) if key else ()
+        self._host.bus.respond(asked, ShowSigningKeysReply(keys=keys))
+
+    # Accounts.
+
+    def _on_put(self, asked: Received[PutUser]) -> None:
+        _ = self._host.tasks.spawn("access.put_user", self._put(asked))
+
+    async def _put(self, asked: Received[PutUser]) -> None:
+        try:
+            detail = await self._change(asked.message)
+        except (RecordChanged, StreamUnavailable) as error:
+            detail = f"{error}: try again"
+        self._host.bus.respond(asked, PutUserReply(done=not detail, detail=detail))
+
+    async def _change(self, asked: PutUser) -> str:
+        """Why it was not done; empty when it was."""
+        known = self._users.get(asked.username)
+        if asked.remove:
+            if known is None:
+                return f"there is no account {asked.username!r}"
+            await self._records.delete(USERS, asked.username, revision=known.revision)
+            del self._users[asked.username]
+        else:
+            if known is None and (not asked.password or not asked.roles):
+                return "a new account needs a password and a role"
+            if known is None and len(self._users) >= self._settings.users_max:
+                return f"there are {self._settings.users_max} accounts"
+            hashed = await self._hash(asked.password) if asked.password else ""
+            password = hashed or (known.password if known else "")
+            roles = asked.roles or (known.roles if known else ())
+            revision = known.revision if known else 0
+            await self._write(User(asked.username, password, roles, revision))
+        self._sessions.end_all_of(asked.username)
+        return ""

@@ -1,0 +1,183 @@
+"""Answers for nodes: register, update, delete, show, list; leases and probes beside them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from bus import subjects
+from bus.bus import Received, Subscription
+from bus.errors import StreamUnavailable
+from bus.records import Records
+from components.host.host import Host
+from components.registry.nodes import NodeRefused, NodeTable, Put
+from components.registry.probing import Prober
+from components.registry.records import NodeRecords
+from components.registry.settings import RegistrySettings
+from schemas.message import Message
+from schemas.nodes import (
+    Caller,
+    DeleteNode,
+    DeleteNodeReply,
+    ListNodes,
+    ListNodesReply,
+    NodeChanged,
+    NodeEvent,
+    RegisterNode,
+    RegisterNodeReply,
+    ShowNode,
+    ShowNodeReply,
+    UpdateNode,
+    UpdateNodeReply,
+)
+
+Change = TypeVar("Change", RegisterNode, UpdateNode, DeleteNode)
+R = TypeVar("R", RegisterNodeReply, UpdateNodeReply, DeleteNodeReply)
+
+
+class NodeService:
+    """The part of the registry that keeps nodes."""
+
+    def __init__(self, host: Host, settings: RegistrySettings, records: Records) -> None:
+        self._host = host
+        self._settings = settings
+        self._table = NodeTable(settings.nodes_max)
+        self._records = NodeRecords(host, records, self._table)
+        self._prober = Prober(host, settings, self._table, self._changed)
+        self._subscriptions: list[Subscription] = []
+
+    async def start(self) -> None:
+        bus = self._host.bus
+        pairs = (
+            (subjects.register_node(), RegisterNode, self._register),
+            (subjects.update_node(), UpdateNode, self._update),
+            (subjects.delete_node(), DeleteNode, self._delete),
+        )
+        for subject, message, handler in pairs:
+            self._subscriptions.append(
+                await bus.subscribe(subject, message, handler, queue="registry")  # type: ignore[arg-type]
+            )
+        self._subscriptions += [
+            await bus.subscribe(subjects.show_node(), ShowNode, self._show, queue="registry"),
+            await bus.subscribe(subjects.list_nodes(), ListNodes, self._list, queue="registry"),
+        ]
+        self._host.tasks.every("nodes.tick", 1.0, self._tick)
+        self._prober.start()
+        _ = self._host.tasks.spawn("nodes.load", self._load())
+
+    async def stop(self) -> None:
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
+        await self._prober.stop()
+
+    def resume(self) -> None:
+        """The bus was away: no node could be heard."""
+        self._table.begin_leases(self._host.clock.now_s())
+
+    async def _load(self) -> None:
+        while not self._records.loaded:
+            try:
+                await self._records.load()
+            except StreamUnavailable as error:
+                self._host.log.warning("the records of nodes cannot be read yet: %s", error)
+                await self._host.clock.sleep(1.0)
+
+    # Changes.
+
+    def _register(self, asked: Received[RegisterNode]) -> None:
+        wall_ms = self._host.clock.wall_ms()
+        self._change(asked, lambda: self._table.register(asked.message, wall_ms), RegisterNodeReply)
+
+    def _update(self, asked: Received[UpdateNode]) -> None:
+        message, now_s = asked.message, self._host.clock.now_s()
+        try:
+            put = self._table.update(message, self._host.clock.wall_ms())
+        except NodeRefused as why:
+            self._refuse(asked, UpdateNodeReply, why)
+            return
+        if self._table.is_renewal(message):
+            self._renewed(message.node_id, message.caller)
+            node = self._table.show(put.node_id, now_s)
+            self._host.bus.respond(asked, UpdateNodeReply(node=node))
+            return
+        wall_ms = self._host.clock.wall_ms()
+        self._change(asked, lambda: self._table.update(message, wall_ms), UpdateNodeReply)
+
+    def _delete(self, asked: Received[DeleteNode]) -> None:
+        self._change(asked, lambda: self._table.delete(asked.message), DeleteNodeReply)
+
+    def _change(self, asked: Received[Change], decide: Callable[[], Put], reply: type[R]) -> None:
+        _ = self._host.tasks.spawn("nodes.change", self._write(asked, decide, reply))
+
+    async def _write(
+        self, asked: Received[Change], decide: Callable[[], Put], reply: type[R]
+    ) -> None:
+        message = asked.message
+        try:
+            before = None
+            if isinstance(message, DeleteNode):
+                before = self._table.show(message.node_id, self._host.clock.now_s())
+            put, node = await self._records.write(decide)
+        except NodeRefused as why:
+            self._refuse(asked, reply, why)
+            return
+        if node is not None:
+            self._renewed(node.node_id, message.caller)
+            node = self._table.show(node.node_id, self._host.clock.now_s())
+        revision = node.revision if node else 0
+        self._changed(put.node_id, put.what, message.caller, revision)
+        self._host.bus.respond(asked, reply(node=node or before))
+
+    def _refuse(self, asked: Received[Change], reply: type[R], why: NodeRefused) -> None:
+        self._host.counters.add(f"nodes_refused_{why.reason}_total")
+        self._host.bus.respond(asked, reply(refusal=why.reason, detail=str(why)))
+
+    def _renewed(self, node_id: str, caller: Caller) -> None:
+        if self._table.renew(node_id, self._host.clock.now_s()):
+            self._changed(node_id, "returned", caller)
+
+    def _changed(
+        self, node_id: str, what: NodeEvent, caller: Caller | None = None, revision: int = 0
+    ) -> None:
+        event = NodeChanged(
+            node_id=node_id,
+            what=what,
+            by=caller.name if caller else "",
+            revision=revision,
+            trace_id=caller.trace_id if caller else "",
+            at_ms=self._host.clock.wall_ms(),
+        )
+        self._host.bus.publish(subjects.node_changed(node_id), event)
+        self._host.log.info("node %s %s by %s", node_id, what, event.by or "its lease")
+
+    def _tick(self) -> None:
+        if not self._host.bus.connected:
+            return
+        for node_id in self._table.on_tick(self._host.clock.now_s()):
+            self._changed(node_id, "expired")
+        self._host.counters["nodes"] = len(self._table)
+
+    # Questions.
+
+    def _show(self, asked: Received[ShowNode]) -> None:
+        reply: Message
+        try:
+            self._check_loaded()
+            node = self._table.show(asked.message.node_id, self._host.clock.now_s())
+            reply = ShowNodeReply(node=node)
+        except NodeRefused as why:
+            reply = ShowNodeReply(refusal=why.reason, detail=str(why))
+        self._host.bus.respond(asked, reply)
+
+    def _list(self, asked: Received[ListNodes]) -> None:
+        reply: Message
+        try:
+            self._check_loaded()
+            nodes, more = self._table.page(asked.message, self._host.clock.now_s())
+            reply = ListNodesReply(nodes=nodes, more=more)
+        except NodeRefused as why:
+            reply = ListNodesReply(refusal=why.reason, detail=str(why))
+        self._host.bus.respond(asked, reply)
+
+    def _check_loaded(self) -> None:
+        if not self._records.loaded:
+            raise NodeRefused("store_away", "the records could not be read yet: try again")

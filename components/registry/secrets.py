@@ -1,0 +1,75 @@
+"""Hashes of passwords, the key that signs tokens, and the first password of a new registry."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from components.host.errors import CannotStart
+
+#: OWASP's second choice (2025): 19 MiB, two passes, about 35 ms.
+MEMORY_KIB: Final = 19 * 1024
+PASSES: Final = 2
+BOOTSTRAP: Final = "admin.password"
+SIGNING_KEY: Final = "signing.key"
+
+
+def hash_password(password: str) -> str:
+    """Argon2id in PHC form."""
+    return Argon2id(
+        salt=os.urandom(16), length=32, iterations=PASSES, lanes=1, memory_cost=MEMORY_KIB
+    ).derive_phc_encoded(password.encode())
+
+
+def is_password(password: str, hashed: str) -> bool:
+    """In the same time whatever the answer is."""
+    try:
+        Argon2id.verify_phc_encoded(password.encode(), hashed)
+    except (InvalidKey, ValueError):
+        return False
+    return True
+
+
+#: Checked for accounts that do not exist, so that they take as long.
+NOBODY: Final = hash_password(secrets.token_hex(16))
+
+
+class SigningKeyFile:
+    """An Ed25519 key in a file of mode 0600, made when there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ``CannotStart``."""
+        file = folder / SIGNING_KEY
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not file.exists():
+                _write_once(file, os.urandom(32).hex())
+            if file.stat().st_mode & 0o077:
+                raise CannotStart(f"others may read {file}: chmod 600 {file}")
+            self.private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(file.read_text()))
+        except (OSError, ValueError) as error:
+            raise CannotStart(f"cannot use the signing key {file}: {error}") from error
+        public = self.private.public_key()
+        self.public = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.kid = hashlib.sha256(self.public).hexdigest()[:16]
+
+
+def bootstrap_password(folder: Path) -> str:
+    """A new password for ``admin``, left in a file of mode 0600 for whoever runs this."""
+    password = secrets.token_urlsafe(24)
+    file = folder / BOOTSTRAP
+    file.unlink(missing_ok=True)
+    _write_once(file, password + "\n")
+    return password
+
+
+def _write_once(file: Path, text: str) -> None:
+    number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(number, "w") as out:
+        out.write(text)

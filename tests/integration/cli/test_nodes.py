@@ -1,0 +1,124 @@
+"""Nodes and accounts as users meet them: over HTTP, and by `switchyard nodes` and `users`."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from tests.integration.cli.yards import FAST, Yard, yard
+from tests.show.nvllm import Calls, _nodes, _sessions
+
+pytestmark = pytest.mark.timeout(180)
+ORIGIN = "https://console.example"
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "yard.toml").write_text(
+        f'[gateway]\ncors_origins = ["{ORIGIN}"]\n[registry]\nlogin_per_user_min = 100\n'
+        "login_per_address_min = 100\n"
+    )
+    config = ("--config", str(folder / "yard.toml"))
+    with yard(folder / "data", "--profile", FAST, *config) as running:
+        yield running
+
+
+def password(here: Yard) -> str:
+    return (Path(here.data) / "access" / "admin.password").read_text().strip()
+
+
+def token(here: Yard) -> str:
+    said = {"username": "admin", "password": password(here)}
+    answer = httpx.post(f"{here.url}/api/user/login", json=said)
+    found: str = answer.json()["data"]["token"]
+    return found
+
+
+def test_the_documented_calls_answer_as_documented(here: Yard):
+    async def make() -> Calls:
+        async with httpx.AsyncClient(base_url=here.url) as client:
+            calls = Calls(client)
+            await _sessions(calls, password(here))
+            await _nodes(calls)
+            return calls
+
+    calls = asyncio.run(make())
+    assert (calls.wrong, calls.made) == ([], 29)
+
+
+def test_a_forged_or_foreign_token_is_refused(here: Yard):
+    good = token(here)
+    claims = jwt.decode(good, options={"verify_signature": False})
+    kid = jwt.get_unverified_header(good)["kid"]
+    other = Ed25519PrivateKey.generate()
+    forged = [
+        jwt.encode(claims, other, algorithm="EdDSA", headers={"kid": kid}),
+        jwt.encode(claims, other, algorithm="EdDSA", headers={"kid": "unknown"}),
+        jwt.encode(claims, "secret" * 8, algorithm="HS256", headers={"kid": kid}),
+        jwt.encode(claims, "", algorithm="none", headers={"kid": kid}),
+    ]
+    for bad in forged:
+        headers = {"Authorization": f"Bearer {bad}"}
+        answer = httpx.get(f"{here.url}/api/node/node/all", headers=headers)
+        assert (answer.status_code, answer.json()["error"]) == (401, "Invalid token")
+
+
+def test_pages_of_listed_origins_may_ask(here: Yard):
+    path = f"{here.url}/api/node/node/all"
+    preflight = httpx.options(path, headers={"Origin": ORIGIN})
+    assert preflight.status_code == 204
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert "GET" in preflight.headers["access-control-allow-methods"]
+    refused = httpx.get(path, headers={"Origin": ORIGIN})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ORIGIN)
+    foreign = httpx.options(path, headers={"Origin": "https://elsewhere.example"})
+    assert "access-control-allow-origin" not in foreign.headers
+
+
+def test_nodes_are_declared_changed_and_deleted_from_the_command_line(here: Yard):
+    made = here.run("nodes", "register", "n1", "--field", "node_address=10.0.0.1", "--json")
+    revision = json.loads(made.stdout)["revision"]
+    assert "n1" in here.run("nodes", "list").stdout
+    changed = here.run(
+        "nodes", "update", "n1", "--field", "state=READY", "--revision", revision, "--json"
+    )
+    assert json.loads(changed.stdout)["node_address"] == "10.0.0.1"
+    late = here.run("nodes", "update", "n1", "--field", "remark=x", "--revision", revision)
+    assert (late.returncode, "look again" in late.stderr) == (1, True)
+    assert "state = DRAINING" in here.run("nodes", "drain", "n1").stdout
+    wrong = here.run("nodes", "update", "n1", "--field", "node_port=0")
+    assert (wrong.returncode, "node_port" in wrong.stderr) == (2, True)
+    assert here.run("nodes", "delete", "n1").returncode == 0
+    gone = here.run("nodes", "show", "n1")
+    assert (gone.returncode, "there is no node" in gone.stderr) == (1, True)
+    assert "no node is declared" in here.run("nodes", "list").stdout
+
+
+def test_a_node_s_own_account_changes_itself_and_no_other(here: Yard, tmp_path: Path):
+    (tmp_path / "password").write_text("correct horse\n")
+    words = ("--role", "node", "--password-file", tmp_path / "password")
+    assert here.run("users", "put", "n5", *words).returncode == 0
+    said = {"username": "n5", "password": "correct horse"}
+    answer = httpx.post(f"{here.url}/api/user/login", json=said)
+    headers = {"Authorization": f"Bearer {answer.json()['data']['token']}"}
+    register = f"{here.url}/api/node/node/register"
+    mine = httpx.post(register, headers=headers, json={"node_id": "n5"})
+    theirs = httpx.post(register, headers=headers, json={"node_id": "n6"})
+    delete = httpx.delete(f"{here.url}/api/node/node/delete/n5", headers=headers)
+    assert [a.status_code for a in (mine, theirs, delete)] == [200, 403, 403]
+    fresh = httpx.post(
+        f"{here.url}/api/user/refresh",
+        json={"refresh_token": answer.json()["data"]["refresh_token"]},
+    )
+    assert fresh.status_code == 200
+    assert here.run("users", "remove", "n5").returncode == 0
+    assert httpx.post(f"{here.url}/api/user/login", json=said).status_code == 401
+    missing = here.run("users", "put", "n7", "--role", "node")
+    assert (missing.returncode, "needs a password" in missing.stderr) == (1, True)
+    here.run("nodes", "delete", "n5")

@@ -1,0 +1,82 @@
+"""Sessions go on once per token, and guessing is bounded."""
+
+from pathlib import Path
+
+import pytest
+
+from components.host.errors import CannotStart
+from components.registry.secrets import (
+    SigningKeyFile,
+    bootstrap_password,
+    hash_password,
+    is_password,
+)
+from components.registry.sessions import Guesses, Sessions
+
+
+def test_a_refresh_token_works_once_and_a_second_time_ends_the_session():
+    sessions = Sessions(10, 100.0)
+    sessions.begin("s", "ann", "t1", 0.0)
+    assert sessions.go_on("s", "t1", "t2", 1.0) == "ann"
+    assert sessions.go_on("s", "t1", "t3", 2.0) is None
+    # Whoever holds the younger one is out as well: one of the two stole it.
+    assert sessions.go_on("s", "t2", "t4", 3.0) is None
+
+
+def test_a_session_ends_with_its_time_and_with_its_account():
+    sessions = Sessions(10, 100.0)
+    sessions.begin("s", "ann", "t", 0.0)
+    assert sessions.go_on("s", "t", "u", 100.0) is None
+    sessions.begin("s", "ann", "t", 0.0)
+    sessions.begin("r", "bob", "t", 0.0)
+    sessions.end_all_of("ann")
+    assert sessions.go_on("s", "t", "u", 1.0) is None
+    assert sessions.go_on("r", "t", "u", 1.0) == "bob"
+
+
+def test_sessions_are_bounded_and_the_oldest_makes_room():
+    sessions = Sessions(2, 100.0)
+    for name in "abc":
+        sessions.begin(name, name, "t", 0.0)
+    assert len(sessions) == 2
+    assert sessions.go_on("a", "t", "u", 1.0) is None
+
+
+def test_guesses_are_bounded_per_account_and_per_address():
+    guesses = Guesses(per_user_min=2, per_address_min=3)
+    assert [guesses.may("ann", "a", 0.0) for _ in range(3)] == [True, True, False]
+    # Three from this address by now, whatever the account.
+    assert guesses.may("bob", "a", 0.0) is False
+    assert guesses.may("bob", "b", 0.0) is True
+    assert guesses.may("ann", "c", 31.0) is True
+
+
+def test_a_password_is_known_by_its_hash_and_by_no_other():
+    hashed = hash_password("correct horse")
+    assert hashed.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert is_password("correct horse", hashed)
+    assert not is_password("battery staple", hashed)
+    assert not is_password("x", "rubbish")
+    assert hash_password("correct horse") != hashed
+
+
+def test_the_signing_key_is_made_once_and_kept_from_others(tmp_path: Path):
+    first = SigningKeyFile(tmp_path / "access")
+    assert SigningKeyFile(tmp_path / "access").kid == first.kid
+    file = tmp_path / "access" / "signing.key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o644)
+    with pytest.raises(CannotStart, match="chmod 600"):
+        SigningKeyFile(tmp_path / "access")
+    file.chmod(0o600)
+    file.write_text("rubbish")
+    with pytest.raises(CannotStart, match="cannot use the signing key"):
+        SigningKeyFile(tmp_path / "access")
+
+
+def test_the_first_password_is_left_for_its_owner_alone(tmp_path: Path):
+    first = bootstrap_password(tmp_path)
+    file = tmp_path / "admin.password"
+    assert file.read_text().strip() == first
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert bootstrap_password(tmp_path) != first
