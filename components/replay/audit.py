@@ -62,6 +62,18 @@ class Audit:
     #: lost their beginning to retention.
     begins_ms: dict[str, int] = field(default_factory=dict)
     forgotten_total: int = 0
+    #: What an earlier audit has told: these holes are known, and not told again.
+    _told: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def on_told(self, key: Key, first: int, last: int) -> None:
+        """The streams hold that numbers ``first`` to ``last`` of a line are missing."""
+        if len(self._told) < self.lines_max or key in self._told:
+            ranges = self._told.setdefault(key, [])
+            if len(ranges) < self.holes_max:
+                ranges.append((first, last))
+
+    def _was_told(self, key: Key, hole: Hole) -> bool:
+        return any(a <= hole.first and hole.last <= b for a, b in self._told.get(key, ()))
 
     def on_event(self, stream: str, key: Key, seq: int, now_s: float) -> None:
         """An event of line ``key`` (kind, source, epoch) was read from a stream."""
@@ -106,6 +118,8 @@ class Audit:
             for hole in line.holes:
                 if not hole.found and now_s - hole.since_s > self.grace_s:
                     hole.found = True
+                    if self._was_told((event, source, epoch), hole):
+                        continue
                     gaps.append(Gap(line.stream, event, source, epoch, hole.first, hole.last))
         return gaps
 

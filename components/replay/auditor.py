@@ -1,7 +1,8 @@
 """The audit's shell: reads every stream's envelopes, asks processes what they have published.
 
 It has a connection of its own per stream, because each is read at its own pace. What it finds is
-published as soon as streams take messages again, and it reads in FLEET whether that arrived.
+published when streams take messages again; what an earlier life of it found stands in FLEET and is
+not told twice.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from bus.streams import BY_NAME, STREAMS
 from bus.subjects import PREFIX
 from components.host.host import Host
 from components.replay.audit import Audit, Gap, Key
+from components.replay.past import opened
 from schemas.catalogue import CATALOGUE
 from schemas.fleet import ShowComponent, ShowComponentReply
 from schemas.history import (
@@ -114,6 +116,15 @@ class Auditor:
         if found is not None:
             key, seq = found
             self._audit.on_event(stream, key, seq, now_s)
+            if key[0] == HistoryGapFound.schema_id:
+                self._recall(stored)
+
+    def _recall(self, stored: Stored) -> None:
+        """A gap that an earlier life has told; our own are told by now anyway."""
+        decoded = opened(stored)
+        if decoded is not None and isinstance(gap := decoded.message, HistoryGapFound):
+            key = (gap.event, gap.source, gap.epoch)
+            self._audit.on_told(key, gap.first_seq, gap.last_seq)
 
     async def _ask(self) -> None:
         """What have you published? Of everybody, again and again."""
@@ -204,6 +215,11 @@ class Auditor:
         while self._untold:
             message = self._untold.popleft()
             self._host.bus.publish(subjects.history_gap_found(self._host.instance), message)
+
+    @property
+    def forgotten_total(self) -> int:
+        """Lines and holes that found no place in the audit's tables."""
+        return self._audit.forgotten_total
 
     async def show(self, _: ShowHistory) -> ShowHistoryReply:
         """The state, what streams hold, and the last gaps."""

@@ -156,6 +156,7 @@ class ReplayService:
 
     def _count(self) -> None:
         self._exports.on_tick()
+        self._host.counters["audit_forgotten_total"] = self._auditor.forgotten_total
         self._host.counters["indexed_requests"] = len(self._index)
         self._host.counters["indexed_seq"] = self._indexer.last_seq
         self._host.counters["index_forgotten_total"] = self._index.forgotten_total

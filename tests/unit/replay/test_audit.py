@@ -62,6 +62,13 @@ def test_what_was_told_before_it_was_read_is_no_gap():
     assert audit.on_tick(9.0) == []
 
 
+def test_what_an_earlier_audit_told_is_not_told_again():
+    audit = Audit(grace_s=3)
+    audit.on_told(KEY, 2, 4)
+    heard(audit, 1, 5, 8)
+    assert missing(audit.on_tick(9.0)) == {6, 7}
+
+
 def test_what_comes_after_all_is_withdrawn():
     audit = Audit(grace_s=3)
     heard(audit, 1, 4)
