@@ -1,11 +1,14 @@
 """What an engine says of itself: load, KV blocks, and the ELRAR state that others send."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
 from schemas.codes import EngineAction, EngineActivity, Role
 from schemas.message import Message, Part
+
+#: States that one message holds at most.
+STATES_MAX: Final = 1024
 
 
 class Admitted(Part):
@@ -104,7 +107,7 @@ class EngineStatesReceived(Message):
     schema_id: ClassVar[str] = "engine.states_received.v1"
 
     engine_id: str
-    states: tuple[EngineStateReceived, ...]
+    states: tuple[EngineStateReceived, ...] = Field(min_length=1, max_length=STATES_MAX)
 
 
 class EngineStateSeen(Part):
@@ -145,7 +148,10 @@ class ShowStates(Message):
 
 
 class ShowStatesReply(Message):
-    """``totals`` and ``levels`` are the bridge's counters; ``more`` engines follow the last one."""
+    """``totals`` and ``levels`` are the bridge's counters; ``more`` engines follow the last one.
+
+    ``address`` is what it listens on, ``udp://HOST:PORT``.
+    """
 
     schema_id: ClassVar[str] = "engine.show_states_reply.v1"
 
@@ -155,6 +161,9 @@ class ShowStatesReply(Message):
     levels: dict[str, int]
     valid_rate: str
     more: bool = False
+    address: str = ""
+    network_mode: str = ""
+    stale_after_ms: int = 0
 
 
 class KvPagesChanged(Message):

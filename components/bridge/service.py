@@ -113,8 +113,14 @@ class BridgeService:
 
     def _show(self, asked: Received[ShowStates]) -> None:
         clock = self._host.clock
-        reply = self._core.show(asked.message, clock.now_s(), clock.wall_ms())
-        self._host.bus.respond(asked, reply)
+        known = self._core.show(asked.message, clock.now_s(), clock.wall_ms())
+        settings = self._settings
+        listens = {
+            "address": self._address or "",
+            "network_mode": settings.network_mode,
+            "stale_after_ms": round(settings.stale_after_s * 1e3),
+        }
+        self._host.bus.respond(asked, known.model_copy(update=listens))
 
     def _take(self, packets: list[Packet]) -> None:
         now_s, wall_ms = self._host.clock.now_s(), self._host.clock.wall_ms()

@@ -8,10 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from components.bridge.address import normal
 from components.host.settings import Settings
+from schemas.engine import STATES_MAX
 
 
 class BridgeSettings(Settings):
-    """The seeds' own variables are heard too.
+    """The seeds' own variables are heard too, those of its gateway before those of its listener.
 
     ``network_mode`` is the seed's: ``broadcast`` binds every address, ``unicast`` the one of
     ``bind_address``. Whatever it says, both kinds are received there and counted by the packet, so
@@ -22,6 +23,11 @@ class BridgeSettings(Settings):
     """
 
     env_aliases: ClassVar[Mapping[str, str]] = {
+        "VLLM_UDP_LISTENER_PORT": "udp_port",
+        "VLLM_UDP_LISTENER_BIND_ADDRESS": "bind_address",
+        "VLLM_UDP_LISTENER_NETWORK_MODE": "network_mode",
+        "VLLM_UDP_LISTENER_ENABLE_LOG": "log_states",
+        "VLLM_UDP_LISTENER_LOG_FILE": "log_file",
         "VLLM_STATE_GATEWAY_UDP_PORT": "udp_port",
         "VLLM_STATE_GATEWAY_BIND_ADDRESS": "bind_address",
         "VLLM_STATE_GATEWAY_STALE_THRESHOLD": "stale_threshold_ms",
@@ -41,8 +47,9 @@ class BridgeSettings(Settings):
     receive_buffer_bytes: int = Field(default=16 * 1024 * 1024, ge=4096)
     #: A longer datagram is refused, as the seed's own gateway cuts it off there.
     datagram_bytes_max: int = Field(default=4096, ge=256, le=65_507)
-    #: Datagrams read in one turn of the loop; the others wait in the kernel's buffer.
-    turn_max: int = Field(default=256, ge=1)
+    #: Datagrams read in one turn of the loop, and so the most states of one message; the others
+    #: wait in the kernel's buffer.
+    turn_max: int = Field(default=256, ge=1, le=STATES_MAX)
 
     trust: Literal["required", "mixed", "legacy"] = "legacy"
     #: Lines ``KEY_ID HEX`` (at least 32 bytes), mode 0600. Two keys while one is being changed.

@@ -20,7 +20,9 @@ _IP_PKTINFO: Final = 8
 _IPV6_RECVPKTINFO: Final = 49
 _IPV6_PKTINFO: Final = 50
 _SO_RCVBUFFORCE: Final = 33
-_ANCILLARY_BYTES: Final = 64
+#: An IPv4 datagram at an IPv6 socket brings both kinds.
+_ANCILLARY_BYTES: Final = 128
+_MAPPED: Final = "::ffff:"
 _V4: Final = struct.Struct("=I4s4s")  # interface, the address of ours that took it, where it went
 
 #: ``data, host, port, broadcast``
@@ -31,7 +33,8 @@ class Udp:
     """Calls ``take`` with what was there, at most ``turn_max`` packets, once per turn of the loop.
 
     A packet longer than ``bytes_max`` is given with one byte more than that, so that it is seen to
-    be too long.
+    be too long. IPv4 senders have IPv4 addresses whatever the socket is: networks, rates and
+    readers know them by these.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class Udp:
         try:
             for _ in range(self._turn):
                 data, ancillary, _, address = receive(size, _ANCILLARY_BYTES)
-                packets.append((data, address[0], address[1], _was_broadcast(ancillary)))
+                host = address[0].removeprefix(_MAPPED)
+                packets.append((data, host, address[1], _was_broadcast(ancillary)))
         except BlockingIOError:
             pass
         except OSError as error:
@@ -95,9 +99,10 @@ def _was_broadcast(ancillary: list[tuple[int, int, bytes]]) -> bool:
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
             _, ours, went_to = _V4.unpack_from(data)
-            return bool(ours != went_to)
-        if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
-            return data[0] == 0xFF  # multicast: IPv6 has no other way to everybody
+            if ours != went_to:
+                return True
+        elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO and data[0] == 0xFF:
+            return True  # multicast: IPv6 has no other way to everybody
     return False
 
 

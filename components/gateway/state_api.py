@@ -110,7 +110,10 @@ def fields(state: EngineStateReceived) -> dict[str, Any]:
 
 
 def statistics(replies: Sequence[ShowStatesReply]) -> dict[str, Any]:
-    """Sums over all bridges. ``valid_rate`` is the seed's: of what was received."""
+    """Sums over all bridges. ``valid_rate`` is the seed's: of what was received.
+
+    The seed had one socket; its names for that tell the first bridge's, ``listeners`` all.
+    """
     totals: Counter[str] = Counter()
     levels: Counter[str] = Counter()
     last_ms = 0
@@ -121,12 +124,25 @@ def statistics(replies: Sequence[ShowStatesReply]) -> dict[str, Any]:
     received = totals["received_total"]
     rate = 100 * totals["valid_total"] / received if received else 0.0
     return {
+        **listener(replies[0]),
         **{old: totals[new] for old, new in SEED_NAMES.items()},
         "last_received": last_ms / 1000 if last_ms else None,
         "active_engines": levels["active_engines"],
         "total_engines": levels["total_engines"],
         "valid_rate": f"{rate:.2f}%",
         "bridges": len(replies),
+        "listeners": [listener(reply) for reply in replies],
         "totals": dict(sorted(totals.items())),
         "levels": dict(sorted(levels.items())),
+    }
+
+
+def listener(reply: ShowStatesReply) -> dict[str, Any]:
+    """Where a bridge listens, under the seed's names; the port is None before it is known."""
+    host, _, port = reply.address.removeprefix("udp://").rpartition(":")
+    return {
+        "bind_address": host.strip("[]"),
+        "udp_port": int(port) if port else None,
+        "network_mode": reply.network_mode,
+        "stale_threshold_ms": reply.stale_after_ms,
     }

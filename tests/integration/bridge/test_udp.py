@@ -151,6 +151,10 @@ def test_the_seed_s_variables_are_heard():
     ours = environ | {"SWITCHYARD_BRIDGE_UDP_PORT": "9997"}
     assert load(BridgeSettings, "bridge", None, ours, {}).udp_port == 9997
     # By the seed's rule a broadcast gateway binds every address, whatever else it was told.
+    listener = {"VLLM_UDP_LISTENER_PORT": "9996", "VLLM_UDP_LISTENER_LOG_FILE": "l.jsonl"}
+    heard = load(BridgeSettings, "bridge", None, listener, {})
+    assert (heard.udp_port, heard.log_file) == (9996, "l.jsonl")
+    assert load(BridgeSettings, "bridge", None, listener | environ, {}).udp_port == 9998
     both = environ | {"VLLM_STATE_GATEWAY_NETWORK_MODE": "broadcast"}
     assert load(BridgeSettings, "bridge", None, both, {}).address == "0.0.0.0"
 
@@ -175,7 +179,9 @@ async def test_an_ipv6_wildcard_takes_both_families():
                 pytest.skip("no IPv6 loopback here")
         yard.send(datagram.test_datagram("four", 1))
         await yard.until(lambda: len(yard.events) == 2)
-    assert {e.engine_id for e in yard.events} == {"six", "four"}
+    addresses = {e.engine_id: e.source_address.rpartition(":")[0] for e in yard.events}
+    # Whoever comes by IPv4 is known by that address, as networks and rates have it.
+    assert addresses == {"six": "[::1]", "four": "127.0.0.1"}
     assert yard.host.counters["unicast_received_total"] == 2
 
 

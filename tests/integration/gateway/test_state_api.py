@@ -97,6 +97,10 @@ async def test_statistics_have_the_seed_s_names():
             "valid_rate": "50.00%",
         }
         assert stats["last_received"] > 1e9
+        port = int(str(service.heartbeat()["address"]).rpartition(":")[2])
+        assert (stats["bind_address"], stats["udp_port"]) == ("127.0.0.1", port)
+        assert (stats["network_mode"], stats["stale_threshold_ms"]) == ("unicast", 2000)
+        assert len(stats["listeners"]) == 1
 
 
 async def test_of_an_engine_that_two_bridges_hear_the_younger_state_stands():
