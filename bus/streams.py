@@ -6,7 +6,8 @@ shortens itself long before a disk is full, because a full disk stays broken aft
 acknowledgements (``no_ack``): else whoever sets a reply makes the server publish there in its name.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from bus.subjects import PREFIX
@@ -164,3 +165,44 @@ BUCKETS: Final[tuple[Bucket, ...]] = (
 )
 
 BY_NAME: Final[dict[str, Stream]] = {s.name: s for s in STREAMS}
+
+#: What all streams on disk may take together, unless the server is told otherwise.
+FILE_STORE_BYTES: Final = 4 * 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is kept of one stream; None: as it stands above. ``per_subject``: messages."""
+
+    age_s: int | None = None
+    bytes: int | None = None
+    per_subject: int | None = None
+
+
+def limited(limits: Mapping[str, Limits]) -> tuple[Stream, ...]:
+    """All streams, some with other limits, by their names.
+
+    Raises ``ValueError`` for a stream that there is not, a limit that is none, and for more on disk
+    than a server has room for: it would refuse the last stream, or lose what it cannot keep.
+    """
+    if unknown := set(limits) - set(BY_NAME):
+        raise ValueError(f"no stream {min(unknown)!r}; there are {', '.join(BY_NAME)}")
+    made = tuple(_limited(stream, limits.get(stream.name, Limits())) for stream in STREAMS)
+    on_disk = sum(s.max_bytes for s in made if s.storage == "file")
+    if on_disk > FILE_STORE_BYTES:
+        raise ValueError(
+            f"the streams on disk would take {on_disk // MIB} MiB of {FILE_STORE_BYTES // MIB}"
+        )
+    return made
+
+
+def _limited(stream: Stream, limits: Limits) -> Stream:
+    given = (limits.age_s, limits.bytes, limits.per_subject)
+    if any(value is not None and value < 1 for value in given):
+        raise ValueError(f"{stream.name}: a limit is at least 1")
+    return replace(
+        stream,
+        max_age_s=limits.age_s or stream.max_age_s,
+        max_bytes=limits.bytes or stream.max_bytes,
+        per_subject_max=limits.per_subject or stream.per_subject_max,
+    )

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 from bus.errors import BusError
 from bus.provision import provision
 from bus.server import NatsServer
+from bus.streams import BUCKETS, Bucket, Limits, Stream, limited
 from components.cli import keyring
 from components.cli.errors import CommandFailed
 from components.cli.progress import Progress
@@ -31,13 +32,16 @@ class OwnNats:
         instances: Iterable[tuple[str, str]],
         prefix: str,
         progress: Progress,
+        limits: Mapping[str, Limits] | None = None,
     ) -> None:
+        """``limits`` of streams, where they differ from their defaults."""
         users = keyring.create(keys_dir, instances)
         self._data_dir = data_dir
         self._server = NatsServer(data_dir, users=users, prefix=prefix)
         self._keys_dir = keys_dir
         self._prefix = prefix
         self._progress = progress
+        self._limits = limits
 
     @property
     def process(self) -> RunningProcess:
@@ -79,7 +83,7 @@ class OwnNats:
     async def _start(self) -> None:
         url = await self._server.start()
         # At every start: streams in memory end with the server.
-        await create_streams(url, self._keys_dir, self._prefix)
+        await create_streams(url, self._keys_dir, self._prefix, self._limits)
 
     async def _keep(self) -> None:
         """Start it again, on the same port, whenever it ends."""
@@ -100,10 +104,17 @@ class OwnNats:
                     await self._server.kill()
 
 
-async def create_streams(url: str, keys_dir: Path | None, prefix: str) -> None:
-    """What the bus shall keep, if it does not yet; raises ``CommandFailed``."""
+async def create_streams(
+    url: str,
+    keys_dir: Path | None,
+    prefix: str,
+    limits: Mapping[str, Limits] | None = None,
+    replicas: int = 1,
+) -> None:
+    """What the bus shall keep, as much of it as it shall; raises ``CommandFailed``."""
     key_file = keyring.find(keys_dir, keyring.PROVISIONER, keyring.PROVISIONER)
     try:
-        await provision(url, key_file, prefix=prefix)
+        wanted: list[Stream | Bucket] = [*limited(limits or {}), *BUCKETS]
+        await provision(url, key_file, prefix=prefix, replicas=replicas, wanted=wanted)
     except BusError as error:
         raise CommandFailed(f"no streams at {url}: {error}") from error

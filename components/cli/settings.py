@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from bus.streams import Limits, limited
 from components.host.settings import Settings
 
 
@@ -56,6 +57,11 @@ class UpSettings(Settings):
     #: Tenants whose programs may ask over NATS: DATA/keys/client-TENANT.nk is made for each.
     clients: tuple[str, ...] = ("default",)
 
+    #: How much of the past is kept, by stream: ``[up.history.REQUESTS] age_s, bytes, per_subject``.
+    history: dict[str, Limits] = Field(default_factory=dict)
+    #: Copies of each stream; more than one needs a cluster.
+    history_replicas: int = Field(default=1, ge=1, le=5)
+
     host: str = "127.0.0.1"
     #: 0 takes a free port.
     port: int = Field(default=8000, ge=0, le=65535)
@@ -71,3 +77,9 @@ class UpSettings(Settings):
 
     #: Give up when requests cannot be served by then; a real engine loads for minutes.
     start_timeout_s: float = Field(default=600.0, gt=0)
+
+    @field_validator("history")
+    @classmethod
+    def _can_be_kept(cls, history: dict[str, Limits]) -> dict[str, Limits]:
+        limited(history)
+        return history

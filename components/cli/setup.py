@@ -6,10 +6,14 @@ switchyard setup streams --nats URL    streams and buckets; a second time change
 
 import argparse
 import asyncio
+import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from components.cli.errors import CommandFailed
+
+if TYPE_CHECKING:
+    from components.cli.settings import UpSettings
 
 SERVER_CONFIG: Final = "nats-server.conf"
 
@@ -33,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     streams = what.add_parser("streams", help="create what JetStream shall keep")
     streams.add_argument("--nats", required=True, metavar="URL")
     streams.add_argument("--keys", type=Path, metavar="DIR", help="folder with provisioner.nk")
+    streams.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file with [up.history.STREAM] tables"
+    )
     for command in (keys, streams):
         command.add_argument("--subject-prefix", default="yard", metavar="P", help="%(default)s")
 
@@ -69,9 +76,25 @@ def write_keys(args: argparse.Namespace) -> int:
     return 0
 
 
+def _settings(config: Path | None) -> "UpSettings":
+    from components.cli.settings import UpSettings
+    from components.host.errors import BadSettings
+    from components.host.settings import load
+
+    try:
+        return load(UpSettings, "up", config, os.environ, {})
+    except BadSettings as error:
+        raise CommandFailed(str(error), 2) from error
+
+
 def create(args: argparse.Namespace) -> int:
     from components.cli.own_nats import create_streams
 
-    asyncio.run(create_streams(args.nats, args.keys, args.subject_prefix))
+    settings = _settings(args.config)
+    asyncio.run(
+        create_streams(
+            args.nats, args.keys, args.subject_prefix, settings.history, settings.history_replicas
+        )
+    )
     print(f"streams are as they should be at {args.nats}")
     return 0

@@ -126,11 +126,24 @@ class Yard:
             instances += connectors.instances(self._plan, self._ranks)
             instances += keyring.clients(self._settings.clients)
             keys = self._keys or self._dir.keys
-            self._nats = OwnNats(self._dir.nats, keys, instances, self._prefix, self._progress)
+            self._nats = OwnNats(
+                self._dir.nats,
+                keys,
+                instances,
+                self._prefix,
+                self._progress,
+                self._settings.history,
+            )
             self._nats_url = await running.enter_async_context(self._nats.running())
         else:
             self._progress.step("creating streams")
-            await create_streams(self._nats_url, self._keys, self._prefix)
+            await create_streams(
+                self._nats_url,
+                self._keys,
+                self._prefix,
+                self._settings.history,
+                self._settings.history_replicas,
+            )
 
     # The processes.
 

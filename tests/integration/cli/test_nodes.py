@@ -22,7 +22,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
     folder = tmp_path_factory.mktemp("nodes")
     (folder / "yard.toml").write_text(
         f'[gateway]\ncors_origins = ["{ORIGIN}"]\n[registry]\nlogin_per_user_min = 100\n'
-        "login_per_address_min = 100\n"
+        "login_per_address_min = 100\n[up.history.FLEET]\nage_s = 3600\n"
     )
     config = ("--config", str(folder / "yard.toml"))
     with yard(folder / "data", "--profile", FAST, *config) as running:
@@ -122,3 +122,14 @@ def test_a_node_s_own_account_changes_itself_and_no_other(here: Yard, tmp_path: 
     missing = here.run("users", "put", "n7", "--role", "node")
     assert (missing.returncode, "needs a password" in missing.stderr) == (1, True)
     here.run("nodes", "delete", "n5")
+
+
+def test_the_history_is_shown_with_the_limits_that_were_chosen(here: Yard):
+    shown = json.loads(here.run("history", "--json").stdout)
+    ages = {stream["name"]: stream["age_max_s"] for stream in shown["streams"]}
+    assert (shown["state"], ages["FLEET"], ages["REQUESTS"]) == ("ok", 3600, 7 * 86_400)
+    text = here.run("history").stdout
+    assert "the history is ok" in text
+    assert "0 gaps since the auditor started" in text
+    health = httpx.get(f"{here.url}/health").json()
+    assert health["history"] == "ok"
