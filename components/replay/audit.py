@@ -62,6 +62,8 @@ class Audit:
     #: lost their beginning to retention.
     begins_ms: dict[str, int] = field(default_factory=dict)
     forgotten_total: int = 0
+    #: The youngest life of which a line was forgotten: the past of it and of older ones is unknown.
+    _forgotten_epoch: int = -1
     #: What an earlier audit has told: these holes are known, and not told again.
     _told: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
 
@@ -79,8 +81,7 @@ class Audit:
         """An event of line ``key`` (kind, source, epoch) was read from a stream."""
         line, epoch = self._line(key, stream), key[2]
         if line.highest == 0:
-            whole = epoch >= self.begins_ms.get(stream, 0)
-            line.highest = 0 if whole else seq - 1
+            line.highest = 0 if self._is_whole(stream, epoch) else seq - 1
         if seq > line.highest:
             if seq > line.highest + 1:
                 self._miss(line, line.highest + 1, seq - 1, now_s)
@@ -103,12 +104,22 @@ class Audit:
                 continue
             line = self._lines.get((event, source, epoch))
             if line is None:
-                if epoch < self.begins_ms.get(stream, 0):
+                if not self._is_whole(stream, epoch):
                     continue  # it may have been there, and gone by retention
                 line = self._line((event, source, epoch), stream)
             if count > line.highest:
                 self._miss(line, line.highest + 1, count, now_s)
                 line.highest = count
+
+    def on_unread(self, stream: str, wall_ms: int) -> None:
+        """Retention took away what was not read yet: whatever it was, it was there."""
+        self.begins_ms[stream] = wall_ms
+        for key in [key for key, line in self._lines.items() if line.stream == stream]:
+            del self._lines[key]
+
+    def _is_whole(self, stream: str, epoch: int) -> bool:
+        """Can all of a line that is new here be expected, from its first number on?"""
+        return epoch >= self.begins_ms.get(stream, 0) and epoch > self._forgotten_epoch
 
     def on_tick(self, now_s: float) -> list[Gap]:
         """What has been missing for longer than the grace, told once; and what came after all."""
@@ -145,7 +156,8 @@ class Audit:
         line = self._lines.get(key)
         if line is None:
             if len(self._lines) >= self.lines_max:
-                self._lines.popitem(last=False)
+                gone, _ = self._lines.popitem(last=False)
+                self._forgotten_epoch = max(self._forgotten_epoch, gone[2])
                 self.forgotten_total += 1
             line = self._lines[key] = Line(stream)
         else:

@@ -7,12 +7,14 @@ not told twice.
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Final
 
 import msgpack
 
 from bus import subjects
 from bus.errors import BusError, StreamUnavailable
+from bus.history import Gap as StreamGap
 from bus.history import History, Stored
 from bus.streams import BY_NAME, STREAMS
 from bus.subjects import PREFIX
@@ -60,13 +62,16 @@ def _streams_of_kinds() -> dict[str, str]:
 KINDS: Final = _streams_of_kinds()
 
 
-class Auditor:
-    """``readers`` gives each stream that is audited a reader of its own."""
+OnGap = Callable[[StreamGap], None]
 
-    def __init__(self, host: Host, readers: dict[str, History]) -> None:
+
+class Auditor:
+    """``make`` gives each stream that is audited a reader of its own."""
+
+    def __init__(self, host: Host, make: Callable[[OnGap], History]) -> None:
         self._host = host
-        self._readers = readers
-        self.readers = tuple(readers.values())
+        self._readers = {name: make(self.on_gap) for name in FILES}
+        self.readers = tuple(self._readers.values())
         self._audit = Audit()
         self._read: Counter[str] = Counter()
         self._state: HistoryState = "ok"
@@ -74,7 +79,6 @@ class Auditor:
         self._gaps: deque[HistoryGapFound] = deque(maxlen=GAPS_SHOWN)
         self._gaps_total = 0
         self._untold: deque[HistoryGapFound] = deque(maxlen=UNTOLD_MAX)
-        self._away_since_s: float | None = None
         self._read_at_s = 0.0
 
     @property
@@ -88,6 +92,10 @@ class Auditor:
             _ = tasks.spawn(f"audit.{name}", self._follow(name, reader))
         _ = tasks.spawn("audit.ask", self._ask())
         _ = tasks.spawn("audit.judge", self._judge_again())
+
+    def on_gap(self, gap: StreamGap) -> None:
+        """A reader was slower than retention."""
+        self._audit.on_unread(gap.stream, self._host.clock.wall_ms())
 
     async def _follow(self, stream: str, reader: History) -> None:
         start_seq = await self._begin(stream, reader)

@@ -5,6 +5,7 @@ answered one after the other, each by a task, so that a long one keeps nobody fr
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -12,10 +13,10 @@ from typing import Any, Final, TypeVar
 from bus import subjects
 from bus.bus import Received, Subscription
 from bus.errors import MessageTooLarge, StreamUnavailable
-from bus.history import History
+from bus.history import Gap, History
 from components.host.host import Host
 from components.replay.answers import Answers
-from components.replay.auditor import FILES, Auditor
+from components.replay.auditor import Auditor
 from components.replay.exports import Exports
 from components.replay.index import RequestIndex
 from components.replay.indexer import Indexer
@@ -53,16 +54,18 @@ class ReplayService:
         self._followed = self._reader(key_file)
         self._index = RequestIndex(settings.requests_max)
         self._indexer = Indexer(self._followed, self._index)
-        self._auditor = Auditor(host, {name: self._reader(key_file) for name in FILES})
+        self._auditor = Auditor(host, functools.partial(self._reader, key_file))
         self._answers = Answers(self._history, self._index, self._indexer)
         self._exports = Exports(self._history, host.clock)
         self._subscriptions: list[Subscription] = []
         self._turn = asyncio.Lock()
         self._waiting = 0
 
-    def _reader(self, key_file: Path | None) -> History:
+    def _reader(
+        self, key_file: Path | None, on_gap: Callable[[Gap], None] | None = None
+    ) -> History:
         host = self._host.settings
-        return History(host.nats_url, key_file, prefix=host.subject_prefix)
+        return History(host.nats_url, key_file, prefix=host.subject_prefix, on_gap=on_gap)
 
     async def start(self) -> None:
         await self._history.connect()

@@ -101,6 +101,23 @@ def test_while_nothing_could_be_read_no_grace_ran_out():
     assert missing(audit.on_tick(13.1)) == {2, 3, 4}
 
 
+def test_what_retention_took_before_it_was_read_was_there():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, 2, 5)
+    audit.on_unread("REQUESTS", 200)
+    heard(audit, 40, 42)
+    told(audit, 42)
+    assert missing(audit.on_tick(9.0)) == {41}
+
+
+def test_a_line_that_was_forgotten_is_not_found_missing_when_it_goes_on():
+    audit = Audit(grace_s=3, lines_max=1)
+    heard(audit, 1, 2, 3)
+    heard(audit, 1, epoch=101)
+    heard(audit, 4, 6)
+    assert missing(audit.on_tick(9.0)) == {5}
+
+
 def test_the_tables_are_bounded_and_what_is_forgotten_is_counted():
     audit = Audit(lines_max=2, holes_max=2)
     for epoch in (100, 101, 102):
