@@ -19,6 +19,7 @@ from schemas.client import CancelGeneration, ExplainGeneration, ExplainGeneratio
 from schemas.engine import EngineStateSeen, ShowStates, ShowStatesReply
 from schemas.fleet import ModelCard, ShowFleet, ShowFleetReply, ShowModel, ShowModelReply
 from schemas.message import Message
+from schemas.nodes import ListNodes, ListNodesReply, Node
 
 R = TypeVar("R", bound=Message)
 
@@ -159,6 +160,19 @@ class Client:
                 subjects.show_states(bridge), ShowStates(after=after), ShowStatesReply
             )
             found += reply.engines
+            if not reply.more:
+                break
+        return found
+
+    async def nodes(self) -> list[Node]:
+        """Every node that was declared; raises ``Refused`` when the registry cannot tell."""
+        found: list[Node] = []
+        for _ in range(PAGES_MAX):
+            after = found[-1].node_id if found else ""
+            reply = await self._ask(subjects.list_nodes(), ListNodes(after=after), ListNodesReply)
+            if reply.refusal is not None:
+                raise Refused(Refusal(code=reply.refusal, message=reply.detail))
+            found += reply.nodes
             if not reply.more:
                 break
         return found

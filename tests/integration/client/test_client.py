@@ -122,6 +122,11 @@ async def test_who_is_there_is_told(up: Yard) -> None:
         assert {p.heartbeat.component for p in fleet.processes} >= {"gateway", "worker", "bridge"}
         assert await client.models() == [MODEL]
         assert (await client.model(MODEL)).context_tokens_max == 32_768
+        assert await client.nodes() == []
+        made = await asyncio.to_thread(up.run, "nodes", "register", "n1")
+        assert made.returncode == 0
+        assert [node.node_id for node in await client.nodes()] == ["n1"]
+        assert (await asyncio.to_thread(up.run, "nodes", "delete", "n1")).returncode == 0
         assert up.run("send-state", "--engine-id", "outside-1").returncode == 0
         async with asyncio.timeout(5):
             while "outside-1" not in [  # noqa: ASYNC110  (what changes is in another process)
