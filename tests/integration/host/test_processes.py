@@ -174,7 +174,7 @@ async def test_an_unknown_setting_ends_it_with_78_and_is_named(lonely: Yard):
     code, stderr = await ended(process)
     assert code == 78
     assert stderr.startswith("switchyard registry: unknown settings for registry: 'tik_ms'")
-    assert "Allowed: engines_max, " in stderr
+    assert "Allowed: access_dir, " in stderr
     assert "tick_ms" in stderr
     assert len(stderr.splitlines()) == 1
 
