@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from bus.subjects import PREFIX
+from bus.subjects import PREFIX, history_probed
+from schemas.catalogue import CATALOGUE
 
 MINUTE_S: Final = 60
 HOUR_S: Final = 3600
@@ -21,7 +22,10 @@ _NS: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One stream. Subjects are logical (they begin with ``yard``)."""
+    """One stream. Subjects are logical (they begin with ``yard``).
+
+    One on disk also takes the probes that ask whether it stores anything.
+    """
 
     name: str
     description: str
@@ -34,10 +38,11 @@ class Stream:
 
     def config(self, prefix: str = PREFIX, replicas: int = 1) -> dict[str, Any]:
         """The stream's configuration in JetStream's own words."""
+        probes = (history_probed(self.name, "*"),) if self.storage == "file" else ()
         return {
             "name": self.name,
             "description": self.description,
-            "subjects": [prefix + s.removeprefix(PREFIX) for s in self.subjects],
+            "subjects": [prefix + s.removeprefix(PREFIX) for s in self.subjects + probes],
             "storage": self.storage,
             "retention": "limits",
             "discard": "old",
@@ -165,6 +170,22 @@ BUCKETS: Final[tuple[Bucket, ...]] = (
 )
 
 BY_NAME: Final[dict[str, Stream]] = {s.name: s for s in STREAMS}
+#: What is history; streams in memory are none.
+ON_DISK: Final = tuple(s.name for s in STREAMS if s.storage == "file")
+
+
+def _kept_in() -> dict[str, str]:
+    return {
+        entry.message.schema_id: stream.name
+        for entry in CATALOGUE
+        for stream in STREAMS
+        for pattern in stream.subjects
+        if f"{PREFIX}.{entry.subject}".startswith(pattern.removesuffix(">"))
+    }
+
+
+#: Schema id of an event -> the one stream that keeps it.
+KEPT_IN: Final = _kept_in()
 
 #: What all streams on disk may take together, unless the server is told otherwise.
 FILE_STORE_BYTES: Final = 4 * 1024 * MIB

@@ -282,12 +282,16 @@ def history_gap_found(auditor: str) -> str:
     return _subject("evt.fleet.gap_found", auditor)
 
 
-def history_probed(auditor: str) -> str:
-    return _subject("evt.fleet.history_probed", auditor)
+def history_probed(stream: str, auditor: str) -> str:
+    return _subject("sig.history.probed", stream, auditor)
 
 
 def history_state_changed(auditor: str) -> str:
     return _subject("evt.fleet.history_changed", auditor)
+
+
+def history_tail_lost(auditor: str) -> str:
+    return _subject("evt.fleet.tail_lost", auditor)
 
 
 def show_history() -> str:

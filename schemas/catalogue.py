@@ -487,14 +487,21 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
     ),
     Entry(
         history.HistoryProbed,
-        "evt.fleet.history_probed.{auditor}",
+        "sig.history.probed.{stream}.{auditor}",
         ("replay",),
-        (),
+        ("replay",),
         sender_is="auditor",
     ),
     Entry(
         history.HistoryStateChanged,
         "evt.fleet.history_changed.{auditor}",
+        ("replay",),
+        (),
+        sender_is="auditor",
+    ),
+    Entry(
+        history.HistoryTailLost,
+        "evt.fleet.tail_lost.{auditor}",
         ("replay",),
         (),
         sender_is="auditor",

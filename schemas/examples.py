@@ -77,6 +77,7 @@ from schemas.history import (
     HistoryGapFound,
     HistoryProbed,
     HistoryStateChanged,
+    HistoryTailLost,
     ShowHistory,
     ShowHistoryReply,
     StreamNow,
@@ -247,6 +248,14 @@ GAP: Final = HistoryGapFound(
     first_seq=812,
     last_seq=815,
     at_ms=1_795_000_030_000,
+)
+
+TAIL: Final = HistoryTailLost(
+    auditor="replay-0",
+    source="decode-0",
+    epoch=1_795_000_000_500,
+    since_ms=1_795_000_027_500,
+    at_ms=1_795_000_050_000,
 )
 
 _ALL: Final[tuple[Message, ...]] = (
@@ -467,11 +476,12 @@ _ALL: Final[tuple[Message, ...]] = (
     PutUser(username="node-1", password="correct horse", roles=("node",)),
     PutUserReply(done=True),
     GAP,
-    HistoryProbed(auditor="replay-0", at_ms=1_795_000_030_000),
+    HistoryProbed(stream="REQUESTS", auditor="replay-0", at_ms=1_795_000_030_000),
+    TAIL,
     HistoryStateChanged(
         auditor="replay-0",
         state="not_storing",
-        why="12 events are missing for 9 s",
+        why="REQUESTS: 12 events were published and are in no stream",
         at_ms=1_795_000_030_000,
     ),
     ShowHistory(),

@@ -39,11 +39,28 @@ class HistoryStateChanged(Message):
     at_ms: int = 0
 
 
+class HistoryTailLost(Message):
+    """What this life of ``source`` published from ``since_ms`` on may be missing in part.
+
+    It ended while something was wrong with the store, before it could say how much that was. Kept
+    in FLEET.
+    """
+
+    schema_id: ClassVar[str] = "history.tail_lost.v1"
+
+    auditor: str
+    source: str
+    epoch: int
+    since_ms: int
+    at_ms: int = 0
+
+
 class HistoryProbed(Message):
     """The auditor asks a stream whether it stores anything at all, by looking for this in it."""
 
     schema_id: ClassVar[str] = "history.probed.v1"
 
+    stream: str
     auditor: str
     at_ms: int = 0
 
@@ -68,7 +85,7 @@ class ShowHistory(Message):
 
 
 class ShowHistoryReply(Message):
-    """``gaps`` are the last ones found, newest last; ``gaps_total`` counts all since the start.
+    """``gaps`` and ``tails`` are the last ones found, newest last; the totals count from the start.
 
     ``waiting`` events are missing now and may still come.
     """
@@ -81,3 +98,5 @@ class ShowHistoryReply(Message):
     gaps: tuple[HistoryGapFound, ...] = ()
     gaps_total: int = 0
     waiting: int = 0
+    tails: tuple[HistoryTailLost, ...] = ()
+    tails_total: int = 0

@@ -4,12 +4,12 @@ import argparse
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from components.cli import found
+from components.cli import found, instants
 from components.cli.columns import columns
 from components.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
-    from schemas.history import HistoryGapFound, ShowHistoryReply, StreamNow
+    from schemas.history import HistoryGapFound, HistoryTailLost, ShowHistoryReply, StreamNow
 
 ANSWER_S: Final = 10.0
 DAY_S: Final = 86_400
@@ -57,11 +57,17 @@ def page(reply: "ShowHistoryReply") -> str:
     parts.append(told)
     if reply.gaps:
         parts.append(columns(_GAPS, map(_gap, reply.gaps)))
+    if reply.tails:
+        parts.append(
+            "ended while nothing was stored; what they said from then on may be missing in part:"
+        )
+        parts.append(columns(_TAILS, map(_tail, reply.tails)))
     return "\n\n".join(parts)
 
 
 _HEAD: Final = ("STREAM", "MESSAGES", "SIZE", "OF", "KEPT FOR", "FROM", "TO", "AUDITED TO")
 _GAPS: Final = ("STREAM", "EVENT", "SOURCE", "MISSING", "")
+_TAILS: Final = ("SOURCE", "SINCE")
 
 
 def _row(stream: "StreamNow") -> tuple[str, ...]:
@@ -75,6 +81,10 @@ def _row(stream: "StreamNow") -> tuple[str, ...]:
         str(stream.last_seq),
         str(stream.audited_seq),
     )
+
+
+def _tail(tail: "HistoryTailLost") -> tuple[str, str]:
+    return tail.source, instants.show(tail.since_ms)
 
 
 def _gap(gap: "HistoryGapFound") -> tuple[str, ...]:

@@ -6,19 +6,15 @@ Heartbeats say what is; readers decide by their own clock what silence means. Th
 
 import os
 import socket
-from typing import Final
 
 from bus.bus import Received, Subscription
+from bus.streams import KEPT_IN
 from bus.subjects import EVERYONE, heartbeat_sent, show_component
 from components.host.component import Component
 from components.host.host import Host
 from components.host.version import version
-from schemas.catalogue import CATALOGUE
 from schemas.codes import ProcessState
 from schemas.fleet import HeartbeatSent, ShowComponent, ShowComponentReply
-
-#: Kinds of events, which streams keep.
-KEPT: Final = frozenset(e.message.schema_id for e in CATALOGUE if e.kind == "evt")
 
 
 class Presence:
@@ -89,6 +85,6 @@ class Presence:
                 self._version,
                 f"bus {'connected' if bus.connected else 'away'}",
             ),
-            published={name: count for name, count in bus.sent.items() if name in KEPT},
+            published={name: count for name, count in bus.sent.items() if name in KEPT_IN},
         )
         bus.respond(question, reply)

@@ -8,8 +8,8 @@ from typing import Any
 
 from bus import codec
 from bus.errors import MalformedMessage
+from bus.streams import KEPT_IN
 from components.domain.outcomes import Answer, Ask, Count, Outcome, Record, Send
-from schemas.catalogue import BY_MESSAGE
 from schemas.message import Message
 
 
@@ -38,8 +38,7 @@ Input = Message | EventRef | Tick | Resumed
 
 def is_kept(message: Message) -> bool:
     """Does a stream keep this kind of message, so that a reference is enough?"""
-    entry = BY_MESSAGE.get(type(message))
-    return entry is not None and entry.kind == "evt"
+    return message.schema_id in KEPT_IN
 
 
 def pack_inputs(inputs: list[Input]) -> bytes:

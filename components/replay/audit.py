@@ -11,7 +11,7 @@ behind the beginning of a stream.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 Key = tuple[str, str, int]
@@ -19,12 +19,17 @@ Key = tuple[str, str, int]
 
 @dataclass(slots=True)
 class Hole:
-    """Numbers ``first`` to ``last`` of a line that were not seen; ``found`` once it was told."""
+    """Numbers ``first`` to ``last`` of a line that were not seen; when it was found to be one."""
 
     first: int
     last: int
     since_s: float
-    found: bool = False
+    found_s: float | None = None
+
+    @property
+    def waits(self) -> bool:
+        """May it still be filled before anybody is told?"""
+        return self.found_s is None
 
 
 @dataclass(slots=True)
@@ -51,31 +56,43 @@ class Gap:
 
 @dataclass(slots=True)
 class Audit:
-    """At most ``lines_max`` lines (the one silent for longest goes) of ``holes_max`` holes each."""
+    """At most ``lines_max`` lines (the one silent for longest goes) of ``holes_max`` holes each.
+
+    A hole that was found is remembered for ``remember_s``, to be withdrawn when it is filled.
+    """
 
     grace_s: float = 5.0
+    remember_s: float = 3600.0
     lines_max: int = 65_536
     holes_max: int = 256
-    _lines: OrderedDict[Key, Line] = field(default_factory=OrderedDict)
-    _filled: deque[Gap] = field(default_factory=lambda: deque(maxlen=1024))
+    told_max: int = 65_536
     #: When each stream's oldest message was written, in ms: lines that began before it may have
     #: lost their beginning to retention.
     begins_ms: dict[str, int] = field(default_factory=dict)
     forgotten_total: int = 0
+    _lines: OrderedDict[Key, Line] = field(default_factory=OrderedDict)
+    #: Lines with a hole that waits; what is looked at every second.
+    _open: dict[Key, Line] = field(default_factory=dict)
+    _found: deque[tuple[float, Key]] = field(default_factory=lambda: deque(maxlen=65_536))
+    _filled: deque[Gap] = field(default_factory=lambda: deque(maxlen=1024))
     #: The youngest life of which a line was forgotten: the past of it and of older ones is unknown.
     _forgotten_epoch: int = -1
     #: What an earlier audit has told: these holes are known, and not told again.
-    _told: dict[Key, list[tuple[int, int]]] = field(default_factory=dict)
+    _told: OrderedDict[Key, list[tuple[int, int]]] = field(default_factory=OrderedDict)
+    _told_count: int = 0
 
     def on_told(self, key: Key, first: int, last: int) -> None:
         """The streams hold that numbers ``first`` to ``last`` of a line are missing."""
-        if len(self._told) < self.lines_max or key in self._told:
-            ranges = self._told.setdefault(key, [])
-            if len(ranges) < self.holes_max:
-                ranges.append((first, last))
+        self._told.setdefault(key, []).append((first, last))
+        self._told_count += 1
+        if self._told_count > self.told_max:
+            _, ranges = self._told.popitem(last=False)
+            self._told_count -= len(ranges)
 
     def _was_told(self, key: Key, hole: Hole) -> bool:
         return any(a <= hole.first and hole.last <= b for a, b in self._told.get(key, ()))
+
+    # What is read, and what processes say.
 
     def on_event(self, stream: str, key: Key, seq: int, now_s: float) -> None:
         """An event of line ``key`` (kind, source, epoch) was read from a stream."""
@@ -84,7 +101,7 @@ class Audit:
             line.highest = 0 if self._is_whole(stream, epoch) else seq - 1
         if seq > line.highest:
             if seq > line.highest + 1:
-                self._miss(line, line.highest + 1, seq - 1, now_s)
+                self._miss(key, line, line.highest + 1, seq - 1, now_s)
             line.highest = seq
         elif line.holes:
             self._late(key, line, seq)
@@ -102,61 +119,78 @@ class Audit:
             stream = streams.get(event)
             if stream is None or count <= 0:
                 continue
-            line = self._lines.get((event, source, epoch))
+            key = (event, source, epoch)
+            line = self._lines.get(key)
             if line is None:
                 if not self._is_whole(stream, epoch):
                     continue  # it may have been there, and gone by retention
-                line = self._line((event, source, epoch), stream)
+                line = self._line(key, stream)
             if count > line.highest:
-                self._miss(line, line.highest + 1, count, now_s)
+                self._miss(key, line, line.highest + 1, count, now_s)
                 line.highest = count
 
     def on_unread(self, stream: str, wall_ms: int) -> None:
         """Retention took away what was not read yet: whatever it was, it was there."""
         self.begins_ms[stream] = wall_ms
         for key in [key for key, line in self._lines.items() if line.stream == stream]:
-            del self._lines[key]
+            self._forget(key)
 
     def _is_whole(self, stream: str, epoch: int) -> bool:
         """Can all of a line that is new here be expected, from its first number on?"""
         return epoch >= self.begins_ms.get(stream, 0) and epoch > self._forgotten_epoch
 
-    def on_tick(self, now_s: float) -> list[Gap]:
-        """What has been missing for longer than the grace, told once; and what came after all."""
+    # What is missing.
+
+    def on_tick(self, now_s: float, silent: Collection[str] = ()) -> list[Gap]:
+        """What has been missing for longer than the grace, told once; and what came after all.
+
+        Of ``silent`` streams nothing is told: it is not known yet what stays missing there.
+        """
+        self._forget_found(now_s)
         gaps = list(self._filled)
         self._filled.clear()
-        for (event, source, epoch), line in self._lines.items():
-            for hole in line.holes:
-                if not hole.found and now_s - hole.since_s > self.grace_s:
-                    hole.found = True
-                    if self._was_told((event, source, epoch), hole):
-                        continue
-                    gaps.append(Gap(line.stream, event, source, epoch, hole.first, hole.last))
+        for key, line in tuple(self._open.items()):
+            if line.stream not in silent:
+                gaps += self._overdue(key, line, now_s)
         return gaps
 
-    def forgive(self, now_s: float) -> None:
-        """The streams could not be read: until now nobody knows what they hold."""
-        for line in self._lines.values():
-            for hole in line.holes:
-                if not hole.found:
-                    hole.since_s = now_s
+    def _overdue(self, key: Key, line: Line, now_s: float) -> list[Gap]:
+        gaps = []
+        for hole in line.holes:
+            if hole.waits and now_s - hole.since_s > self.grace_s:
+                hole.found_s = now_s
+                self._found.append((now_s, key))
+                if not self._was_told(key, hole):
+                    gaps.append(Gap(line.stream, *key, hole.first, hole.last))
+        self._close(key, line)
+        return gaps
 
-    def waiting(self) -> int:
+    def forgive(self, now_s: float, stream: str | None = None) -> None:
+        """A stream, or all, could not be read: until now nobody knows what it holds."""
+        for _, hole in self._waiting(stream):
+            hole.since_s = now_s
+
+    def waiting(self, stream: str | None = None) -> int:
         """Events that are missing and were not told of yet."""
-        return sum(h.last - h.first + 1 for h in self._holes() if not h.found)
+        return sum(hole.last - hole.first + 1 for _, hole in self._waiting(stream))
 
-    def oldest_wait_s(self, now_s: float) -> float:
+    def oldest_wait_s(self, now_s: float, stream: str | None = None) -> float:
         """For how long the oldest of those has been missing; 0 when none is."""
-        return max((now_s - h.since_s for h in self._holes() if not h.found), default=0.0)
+        return max((now_s - hole.since_s for _, hole in self._waiting(stream)), default=0.0)
 
-    def _holes(self) -> Iterator[Hole]:
-        return (hole for line in self._lines.values() for hole in line.holes)
+    def _waiting(self, stream: str | None) -> Iterator[tuple[Key, Hole]]:
+        for key, line in self._open.items():
+            if stream in {None, line.stream}:
+                yield from ((key, hole) for hole in line.holes if hole.waits)
+
+    # Lines and their holes.
 
     def _line(self, key: Key, stream: str) -> Line:
         line = self._lines.get(key)
         if line is None:
             if len(self._lines) >= self.lines_max:
-                gone, _ = self._lines.popitem(last=False)
+                gone = next(iter(self._lines))
+                self._forget(gone)
                 self._forgotten_epoch = max(self._forgotten_epoch, gone[2])
                 self.forgotten_total += 1
             line = self._lines[key] = Line(stream)
@@ -164,9 +198,14 @@ class Audit:
             self._lines.move_to_end(key)
         return line
 
-    def _miss(self, line: Line, first: int, last: int, now_s: float) -> None:
+    def _forget(self, key: Key) -> None:
+        del self._lines[key]
+        self._open.pop(key, None)
+
+    def _miss(self, key: Key, line: Line, first: int, last: int, now_s: float) -> None:
+        self._open[key] = line
         previous = line.holes[-1] if line.holes else None
-        if previous is not None and not previous.found and previous.last == first - 1:
+        if previous is not None and previous.waits and previous.last == first - 1:
             previous.last = last  # one outage, one hole
             return
         if len(line.holes) >= self.holes_max:
@@ -179,13 +218,25 @@ class Audit:
         for place, hole in enumerate(line.holes):
             if not hole.first <= seq <= hole.last:
                 continue
-            event, source, epoch = key
-            if hole.found:
-                self._filled.append(Gap(line.stream, event, source, epoch, seq, seq, filled=True))
+            if not hole.waits:
+                self._filled.append(Gap(line.stream, *key, seq, seq, filled=True))
             left = [
-                Hole(first, last, hole.since_s, hole.found)
+                Hole(first, last, hole.since_s, hole.found_s)
                 for first, last in ((hole.first, seq - 1), (seq + 1, hole.last))
                 if first <= last
             ]
             line.holes[place : place + 1] = left
+            self._close(key, line)
             return
+
+    def _close(self, key: Key, line: Line) -> None:
+        if not any(hole.waits for hole in line.holes):
+            self._open.pop(key, None)
+
+    def _forget_found(self, now_s: float) -> None:
+        """Nobody waits any more for what was found long ago."""
+        oldest_s = now_s - self.remember_s
+        while self._found and self._found[0][0] < oldest_s:
+            _, key = self._found.popleft()
+            if line := self._lines.get(key):
+                line.holes = [h for h in line.holes if h.found_s is None or h.found_s >= oldest_s]

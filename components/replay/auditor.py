@@ -1,12 +1,11 @@
 """The audit's shell: reads every stream's envelopes, asks processes what they have published.
 
-It has a connection of its own per stream, because each is read at its own pace. What it finds is
-published when streams take messages again; what an earlier life of it found stands in FLEET and is
-not told twice.
+It has a connection of its own per stream, because each is read at its own pace, and each is judged
+on its own. What an earlier life of it found stands in FLEET and is not told twice.
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -16,12 +15,13 @@ from bus import subjects
 from bus.errors import BusError, StreamUnavailable
 from bus.history import Gap as StreamGap
 from bus.history import History, Stored
-from bus.streams import BY_NAME, STREAMS
-from bus.subjects import PREFIX
+from bus.streams import KEPT_IN, ON_DISK
 from components.host.host import Host
-from components.replay.audit import Audit, Gap, Key
+from components.replay.audit import Audit, Key
+from components.replay.findings import Findings
+from components.replay.lives import Lives
 from components.replay.past import opened
-from schemas.catalogue import CATALOGUE
+from components.replay.storing import Storing
 from schemas.fleet import ShowComponent, ShowComponentReply
 from schemas.history import (
     HistoryGapFound,
@@ -33,33 +33,13 @@ from schemas.history import (
     StreamNow,
 )
 
-#: What is kept on disk; memory streams are no history.
-FILES: Final = tuple(s.name for s in STREAMS if s.storage == "file")
 TICK_S: Final = 1.0
 #: How often processes are asked, and how long they have for an answer.
 ASK_S: Final = 2.0
 ANSWER_S: Final = 0.5
-#: Something is missing, and nothing at all has arrived for so long: streams do not store. Less
-#: than the audit's grace, so that this is known before what is missing is told one by one.
-NOT_STORING_S: Final = 3.0
-GAPS_SHOWN: Final = 100
-#: What was found and could not be told yet; the oldest goes.
-UNTOLD_MAX: Final = 4096
 TURN: Final = 256
-
-
-def _streams_of_kinds() -> dict[str, str]:
-    """Schema id -> the file stream that keeps it."""
-    kept = {}
-    for entry in CATALOGUE:
-        prefix = f"{PREFIX}.{entry.subject}"
-        for name in FILES:
-            if any(prefix.startswith(s.removesuffix(">")) for s in BY_NAME[name].subjects):
-                kept[entry.message.schema_id] = name
-    return kept
-
-
-KINDS: Final = _streams_of_kinds()
+#: The stream of each event that is audited.
+_HISTORY: Final = {event: stream for event, stream in KEPT_IN.items() if stream in ON_DISK}
 
 
 OnGap = Callable[[StreamGap], None]
@@ -70,16 +50,17 @@ class Auditor:
 
     def __init__(self, host: Host, make: Callable[[OnGap], History]) -> None:
         self._host = host
-        self._readers = {name: make(self.on_gap) for name in FILES}
+        self._readers = {name: make(self.on_gap) for name in ON_DISK}
         self.readers = tuple(self._readers.values())
         self._audit = Audit()
+        self._lives = Lives()
+        self._storing = Storing()
+        #: Streams that are known to store nothing.
+        self._silent: set[str] = set()
         self._read: Counter[str] = Counter()
         self._state: HistoryState = "ok"
         self._why = ""
-        self._gaps: deque[HistoryGapFound] = deque(maxlen=GAPS_SHOWN)
-        self._gaps_total = 0
-        self._untold: deque[HistoryGapFound] = deque(maxlen=UNTOLD_MAX)
-        self._read_at_s = 0.0
+        self._findings = Findings(host)
 
     @property
     def state(self) -> HistoryState:
@@ -88,10 +69,14 @@ class Auditor:
     def start(self) -> None:
         """Begin to read, to ask and to judge."""
         tasks = self._host.tasks
+        self._host.bus.on_reconnect(self._on_reconnect)
         for name, reader in self._readers.items():
             _ = tasks.spawn(f"audit.{name}", self._follow(name, reader))
         _ = tasks.spawn("audit.ask", self._ask())
         _ = tasks.spawn("audit.judge", self._judge_again())
+
+    def _on_reconnect(self) -> None:
+        self._lives.on_trouble(self._host.clock.now_s())
 
     def on_gap(self, gap: StreamGap) -> None:
         """A reader was slower than retention."""
@@ -119,9 +104,10 @@ class Auditor:
 
     def _take(self, stream: str, stored: Stored) -> None:
         self._read[stream] = stored.seq
-        self._read_at_s = now_s = self._host.clock.now_s()
+        now_s = self._host.clock.now_s()
+        self._storing.on_read(stream, now_s)
         found = envelope(stored.data)
-        if found is not None:
+        if found is not None and found[0][0] != HistoryProbed.schema_id:
             key, seq = found
             self._audit.on_event(stream, key, seq, now_s)
             if key[0] == HistoryGapFound.schema_id:
@@ -149,9 +135,10 @@ class Auditor:
                 continue
             now_s = self._host.clock.now_s()
             for reply in replies:
-                self._audit.on_published(
-                    KINDS, reply.source, reply.epoch, reply.message.published, now_s
-                )
+                source, epoch = reply.source, reply.epoch
+                self._lives.on_answer(source, epoch, now_s)
+                published = reply.message.published
+                self._audit.on_published(_HISTORY, source, epoch, published, now_s)
 
     # What is found.
 
@@ -162,50 +149,54 @@ class Auditor:
 
     async def _judge(self) -> None:
         now_s = self._host.clock.now_s()
-        try:
-            await next(iter(self._readers.values())).state("FLEET")
-            away = not self._host.bus.connected
-        except (StreamUnavailable, BusError):
-            away = True
-        if away:
+        if await self._away():
             self._audit.forgive(now_s)
+            self._lives.on_trouble(now_s)
             self._change("away", "streams cannot be asked")
             return
-        waited_s = self._audit.oldest_wait_s(now_s)
-        silent_s = now_s - self._read_at_s
-        if min(waited_s, silent_s) > NOT_STORING_S / 2:
-            # Something is missing and nothing comes: is that one loss, or does nothing arrive?
-            probe = HistoryProbed(auditor=self._host.instance, at_ms=self._host.clock.wall_ms())
-            self._host.bus.publish(subjects.history_probed(self._host.instance), probe)
-        if waited_s > NOT_STORING_S / 2 and silent_s > NOT_STORING_S:
-            # Nothing arrives at all: what is missing is told when it is known what stays missing.
-            self._audit.forgive(now_s - NOT_STORING_S / 2)
-            missing = self._audit.waiting()
-            self._change("not_storing", f"{missing} events were published and are in no stream")
-            return
-        for gap in self._audit.on_tick(now_s):
-            self._found(gap)
-        self._change("ok", "")
-        self._tell()
+        silent = {stream for stream in ON_DISK if await self._is_silent(stream, now_s)}
+        for stream in self._silent - silent:
+            # It stores again: what is on its way is not missing yet.
+            self._audit.forgive(now_s, stream)
+        self._silent = silent
+        for gap in self._audit.on_tick(now_s, silent):
+            self._findings.found(gap)
+        if silent:
+            self._lives.on_trouble(now_s)
+            missing = sum(map(self._audit.waiting, silent))
+            names = ", ".join(sorted(silent))
+            why = f"{names}: {missing} events were published and are in no stream"
+            self._change("not_storing", why)
+        else:
+            for tail in self._lives.on_tick(now_s):
+                self._findings.ended(tail)
+            self._change("ok", "")
+        if "FLEET" not in silent:
+            self._findings.tell()
 
-    def _found(self, gap: Gap) -> None:
-        message = HistoryGapFound(
-            stream=gap.stream,
-            source=gap.source,
-            epoch=gap.epoch,
-            event=gap.event,
-            first_seq=gap.first_seq,
-            last_seq=gap.last_seq,
-            at_ms=self._host.clock.wall_ms(),
-            filled=gap.filled,
-        )
-        missing = gap.last_seq - gap.first_seq + 1
-        self._host.counters.add("events_missing_total", -missing if gap.filled else missing)
-        self._gaps.append(message)
-        self._gaps_total += 1
-        self._untold.append(message)
-        log = self._host.log
-        log.warning("%s: %s of %s", gap.stream, "came late" if gap.filled else "missing", gap)
+    async def _away(self) -> bool:
+        try:
+            await self._readers["FLEET"].state("FLEET")
+        except (StreamUnavailable, BusError):
+            return True
+        return not self._host.bus.connected
+
+    async def _is_silent(self, stream: str, now_s: float) -> bool:
+        """Is nothing stored there, as far as a probe can tell?"""
+        verdict = self._storing.judge(stream, self._audit.oldest_wait_s(now_s, stream), now_s)
+        if verdict == "stores":
+            return False
+        host = self._host
+        probe = HistoryProbed(stream=stream, auditor=host.instance, at_ms=host.clock.wall_ms())
+        host.bus.publish(subjects.history_probed(stream, host.instance), probe)
+        return verdict == "silent" and not await self._is_behind(stream)
+
+    async def _is_behind(self, stream: str) -> bool:
+        """Does the stream hold what was not read yet? Then it is we who are slow."""
+        try:
+            return (await self._readers[stream].state(stream)).last_seq > self._read[stream]
+        except StreamUnavailable:
+            return False
 
     def _change(self, state: HistoryState, why: str) -> None:
         self._why = why
@@ -218,16 +209,10 @@ class Auditor:
         self._host.log.warning("the history is %s %s", state, why)
         self._host.bus.publish(subjects.history_state_changed(self._host.instance), changed)
 
-    def _tell(self) -> None:
-        """Streams take messages again, as far as we know."""
-        while self._untold:
-            message = self._untold.popleft()
-            self._host.bus.publish(subjects.history_gap_found(self._host.instance), message)
-
     @property
     def forgotten_total(self) -> int:
-        """Lines and holes that found no place in the audit's tables."""
-        return self._audit.forgotten_total
+        """Lines, holes and lives that found no place in the audit's tables."""
+        return self._audit.forgotten_total + self._lives.forgotten_total
 
     async def show(self, _: ShowHistory) -> ShowHistoryReply:
         """The state, what streams hold, and the last gaps."""
@@ -253,9 +238,8 @@ class Auditor:
             state=self._state,
             why=self._why,
             streams=tuple(streams),
-            gaps=tuple(self._gaps),
-            gaps_total=self._gaps_total,
             waiting=self._audit.waiting(),
+            **self._findings.shown(),
         )
 
 

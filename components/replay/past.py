@@ -22,7 +22,7 @@ KEPT: Final = ("FLEET", "ENGINE_STATE", "REQUESTS", "JOURNAL")
 
 
 def everything_of(stream: str) -> str:
-    """The pattern of all subjects that a stream keeps."""
+    """The pattern of all events that a stream keeps."""
     [pattern] = BY_NAME[stream].subjects
     return pattern
 

@@ -2,17 +2,20 @@
 
 import asyncio
 import contextlib
+import statistics
 import subprocess
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bus import subjects
 from bus.errors import BusError
 from bus.history import History
 from bus.nats_bus import NatsBus
-from components.replay.auditor import FILES, KINDS, envelope
+from bus.streams import KEPT_IN, ON_DISK
+from components.replay.auditor import envelope
 from schemas.fleet import ShowComponent, ShowComponentReply
 from schemas.history import ShowHistory, ShowHistoryReply
 from tests.show.fleet import Fleet
@@ -22,9 +25,22 @@ from tests.show.proof import Figure, Run, Skip, Void
 FAST = ("--profile", "constant:ttft_ms=10,itl_ms=5")
 #: Of the small disk, and what it grows to.
 DISK_MIB, LARGER_MIB = 24, 256
+#: Within this time a full disk must be known.
+TOLD_S = 10.0
+#: The engine that dies with the server.
+ENGINE = "decode-0"
 
 Line = tuple[str, str, int]
 Missing = set[tuple[Line, int]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How many requests were answered exactly, how many not, and how long they took."""
+
+    exact: int
+    failed: int
+    pace: str
 
 
 class Clients:
@@ -33,29 +49,41 @@ class Clients:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._done: list[Told] = []
+        self._took_s: list[float] = []
+        self._spans: dict[str, list[float]] = {}
         self._stopped = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._ask(n * 100_000)) for n in range(8)]
 
-    async def stop(self) -> tuple[int, int]:
-        """How many were answered exactly, and how many not."""
+    def mark(self, what: str) -> None:
+        """All that was answered since the last mark was answered ``what``."""
+        marked = sum(map(len, self._spans.values()))
+        self._spans[what] = self._took_s[marked:]
+
+    async def stop(self) -> Done:
         self._stopped = True
         await asyncio.gather(*self._tasks)
-        exact = sum(one.exact for one in self._done)
         for one in self._done:
             if not one.exact:
                 print(f"not exact: {one.status} {one.error or one.finish}", flush=True)
-        return exact, len(self._done) - exact
+        exact = sum(one.exact for one in self._done)
+        pace = ", ".join(f"{_median_ms(took)} {what}" for what, took in self._spans.items())
+        return Done(exact, len(self._done) - exact, f"a request took {pace}")
 
     async def _ask(self, seed: int) -> None:
         async with self._fleet.client() as client:
             while not self._stopped:
                 seed += 1
-                one = told(seed, 64, 120)
+                one, began_s = told(seed, 64, 120), time.monotonic()
                 await tell(client, "sim/words", one)
                 self._done.append(one)
+                self._took_s.append(time.monotonic() - began_s)
+
+
+def _median_ms(took_s: list[float]) -> str:
+    return f"{statistics.median(took_s) * 1000:.0f} ms" if took_s else "-"
 
 
 class Watch:
@@ -101,7 +129,7 @@ class Watch:
         seen: Missing = set()
         page = self._fleet.page()
         async with History(page.nats_url, Path(page.keys_dir) / "history.nk") as history:
-            for stream in FILES:
+            for stream in ON_DISK:
                 async for stored in history.read(stream):
                     found = envelope(stored.data)
                     if found is not None:
@@ -109,7 +137,7 @@ class Watch:
         return {
             (line, seq)
             for line, count in published.items()
-            if line[0] in KINDS
+            if KEPT_IN.get(line[0]) in ON_DISK
             for seq in range(1, count + 1)
             if (line, seq) not in seen
         }
@@ -164,71 +192,110 @@ async def settled(fleet: Fleet, within_s: float) -> ShowHistoryReply:
     raise Void(f"the history is not whole within {within_s:g} s: {shown and shown.state}")
 
 
+@dataclass(frozen=True)
+class Afterwards:
+    """What clients got, what is in no stream, and what the auditor says of it."""
+
+    done: Done
+    missing: Missing
+    shown: ShowHistoryReply
+
+
 async def kill_nats(run: Run) -> Figure:
-    """SIGKILL nats-server three times while requests run; then count what is missing."""
-    async with Fleet(run.folder / "fleet", FAST, run.fault) as fleet:
-        watch, load = Watch(fleet), Clients(fleet)
-        watch.start()
-        load.start()
-        for _ in range(3):
+    """SIGKILL nats-server three times while requests run; then count what is missing.
+
+    It is stopped for a moment first, so that something is on its way to it and lost. With the last
+    kill an engine dies, before anybody could ask what it had published.
+    """
+    async with Fleet(run.folder / "fleet", FAST, run.fault) as fleet, loaded(fleet) as load:
+        for last in (False, False, True):
             await asyncio.sleep(3.0)
-            await fleet.kill("nats-server")
+            await fleet.freeze("nats-server")
+            await asyncio.sleep(0.3)
+            dying = ["nats-server", ENGINE] if last else ["nats-server"]
+            await asyncio.gather(*map(fleet.kill, dying))
         await asyncio.sleep(4.0)
-        done = await load.stop()
-        await asyncio.sleep(6.0)
-        shown = await settled(fleet, 40)
-        await watch.stop()
-        missing = await watch.missing()
-        shown = await settled(fleet, 20)
-    return _figure("3 kills of nats-server", done, missing, shown, degraded=None)
+        after = await load.afterwards()
+        tails = await tails_of(fleet)
+    figure = _figure("3 kills of nats-server", after)
+    text = f"{figure.text}; last words unknown of {tails or 'nobody'}, {ENGINE} died with it"
+    return replace(figure, text=text, holds=figure.holds and tails == [ENGINE])
+
+
+async def tails_of(fleet: Fleet) -> list[str]:
+    """Whose lives are said to have ended without their last words."""
+    deadline_s = time.monotonic() + 40
+    while time.monotonic() < deadline_s:
+        shown = await history_of(fleet)
+        if shown is not None and shown.tails:
+            return [tail.source for tail in shown.tails]
+        await asyncio.sleep(0.5)
+    return []
 
 
 async def full_disk(run: Run) -> Figure:
     """A disk of 24 MiB under the streams fills while requests run; later it grows."""
     disk = run.folder / "fleet" / "nats"
     with small_disk(disk):
-        async with Fleet(run.folder / "fleet", FAST, run.fault) as fleet:
-            watch, load = Watch(fleet), Clients(fleet)
-            watch.start()
-            load.start()
+        async with Fleet(run.folder / "fleet", FAST, run.fault) as fleet, loaded(fleet) as load:
             await asyncio.sleep(3.0)
+            load.clients.mark("before")
             ballast = disk / "ballast"
             fill(ballast)
             state, told_s = await degraded(fleet, 40)
             await asyncio.sleep(3.0)
+            load.clients.mark("while it was full")
             resize(disk, LARGER_MIB)
             await asyncio.sleep(1.0)
-            shown = await settled(fleet, 60)
+            await settled(fleet, 60)
             await asyncio.sleep(3.0)
-            done = await load.stop()
-            await asyncio.sleep(6.0)
-            shown = await settled(fleet, 40)
-            await watch.stop()
-            missing = await watch.missing()
-            shown = await settled(fleet, 20)
-    told = f"{state} after {told_s:.0f} s"
-    return _figure(f"a disk of {DISK_MIB} MiB full", done, missing, shown, degraded=told)
-
-
-def _figure(
-    what: str,
-    done: tuple[int, int],
-    missing: Missing,
-    shown: ShowHistoryReply,
-    *,
-    degraded: str | None,
-) -> Figure:
-    finished, failed = done
-    unreported = missing - reported(shown)
-    wrongly = reported(shown) - missing
+            after = await load.afterwards()
+    figure = _figure(f"a disk of {DISK_MIB} MiB full", after)
     text = (
-        f"{what}: {finished} requests, {failed} failed; {len(missing)} events missing,"
-        f" {len(missing) - len(unreported)} of them reported in {shown.gaps_total} gaps,"
+        f"{figure.text}; {after.done.pace}; the history was said to be {state} after"
+        f" {told_s:.0f} s, and ok again without a human"
+    )
+    holds = figure.holds and state == "not_storing" and told_s <= TOLD_S
+    return replace(figure, text=text, holds=holds)
+
+
+@dataclass
+class Load:
+    """Clients, and somebody who hears what every process says it has published."""
+
+    fleet: Fleet
+    clients: Clients
+    watch: Watch
+
+    async def afterwards(self) -> Afterwards:
+        """Stop the clients, wait until the auditor is sure, and look for oneself."""
+        done = await self.clients.stop()
+        await asyncio.sleep(6.0)
+        await settled(self.fleet, 40)
+        await self.watch.stop()
+        missing = await self.watch.missing()
+        return Afterwards(done, missing, await settled(self.fleet, 20))
+
+
+@contextlib.asynccontextmanager
+async def loaded(fleet: Fleet) -> AsyncIterator[Load]:
+    load = Load(fleet, Clients(fleet), Watch(fleet))
+    load.watch.start()
+    load.clients.start()
+    yield load
+
+
+def _figure(what: str, after: Afterwards) -> Figure:
+    done, missing, said = after.done, after.missing, reported(after.shown)
+    unreported, wrongly = missing - said, said - missing
+    text = (
+        f"{what}: {done.exact} requests, {done.failed} failed; {len(missing)} events missing,"
+        f" {len(missing) - len(unreported)} of them reported in {after.shown.gaps_total} gaps,"
         f" {len(wrongly)} reported wrongly"
     )
-    if degraded is not None:
-        text += f"; the history was said to be {degraded}, and ok again without a human"
-    holds = failed == 0 and finished > 50 and not unreported and not wrongly and bool(missing)
+    holds = (
+        done.failed == 0 and done.exact > 50 and not unreported and not wrongly and bool(missing)
+    )
     return Figure(text, holds, {"unreported": len(unreported)})
 
 

@@ -39,8 +39,9 @@ PROOFS: Final[tuple[Proof, ...]] = (
     ),
     Proof(
         "history_kill",
-        "nats-server killed three times while requests run",
-        "no request failed; exactly what is missing in the streams is reported",
+        "nats-server killed three times while requests run, the last time an engine with it",
+        "no request failed; exactly what is missing in the streams is reported, and whose last "
+        "words are unknown",
         history_faults.kill_nats,
         fault="auditor_keeps_gaps_to_itself",
         about_s=40,
@@ -48,8 +49,8 @@ PROOFS: Final[tuple[Proof, ...]] = (
     Proof(
         "history_full",
         "The disk under the streams fills to the last byte while requests run, and grows later",
-        "no request failed; said to be not stored; stored again without a human; exactly what is "
-        "missing is reported",
+        "no request failed; said to be not stored within 10 s; stored again without a human; "
+        "exactly what is missing is reported",
         history_faults.full_disk,
         fault="auditor_keeps_gaps_to_itself",
         about_s=60,

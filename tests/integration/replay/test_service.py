@@ -1,10 +1,13 @@
 """The past as a process: questions over a real server, under the generated permissions."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +16,17 @@ from bus.bus import Received
 from bus.errors import NoResponders
 from bus.history import History, decode_stored
 from bus.nats_bus import NatsBus
+from bus.provision import provision
+from bus.streams import BY_NAME, Stream
+from bus.subjects import PREFIX
 from components.host.settings import HostSettings
 from components.replay import auditor, exports
 from components.replay.audit import Audit
 from components.replay.bundle import open_bundle
+from components.replay.lives import Lives
 from components.replay.service import ReplayService
 from components.replay.settings import ReplaySettings
+from components.replay.storing import Storing
 from schemas.engine import EngineLoadReported
 from schemas.examples import example
 from schemas.fleet import FleetJoined, ShowComponent, ShowComponentReply
@@ -60,6 +68,7 @@ async def replaying(
     finally:
         await service.drain(1.0)
         await service.stop()
+        await bus.flush()  # else the server may still send questions to who has left
         await host.tasks.stop()
     assert host.faults == []
 
@@ -237,9 +246,11 @@ async def becomes(
     operator: NatsBus, condition: Callable[[ShowHistoryReply], bool]
 ) -> ShowHistoryReply:
     async with asyncio.timeout(30):
-        while not condition(shown := await history(operator)):  # noqa: ASYNC110  (a process)
+        while True:
+            with contextlib.suppress(NoResponders):  # it is just coming back
+                if condition(shown := await history(operator)):
+                    return shown
             await asyncio.sleep(0.1)
-    return shown
 
 
 @pytest.fixture
@@ -248,8 +259,10 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auditor, "TICK_S", 0.05)
     monkeypatch.setattr(auditor, "ASK_S", 0.2)
     monkeypatch.setattr(auditor, "ANSWER_S", 0.1)
-    monkeypatch.setattr(auditor, "NOT_STORING_S", 0.6)
-    monkeypatch.setattr(auditor, "Audit", functools.partial(Audit, grace_s=1.0))
+    monkeypatch.setattr(auditor, "Audit", functools.partial(Audit, grace_s=1.5))
+    monkeypatch.setattr(auditor, "Lives", functools.partial(Lives, gone_after_s=1.0))
+    hasty_storing = functools.partial(Storing, patience_s=0.2, answer_s=0.5)
+    monkeypatch.setattr(auditor, "Storing", hasty_storing)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -284,31 +297,100 @@ async def test_what_was_published_and_not_stored_is_told_here_and_in_the_fleet_s
         assert (await history(operator)).gaps_total == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Bounded(Stream):
+    """One that takes ``messages_max`` messages (-1: any number) and refuses what follows."""
+
+    messages_max: int = -1
+
+    def config(self, prefix: str = PREFIX, replicas: int = 1) -> dict[str, Any]:
+        wanted = BY_NAME[self.name].config(prefix, replicas)
+        return {**wanted, "discard": "new", "max_msgs": self.messages_max}
+
+
 @pytest.mark.usefixtures("hasty")
-async def test_streams_that_take_nothing_are_noticed_by_what_processes_say_they_published(
+async def test_one_stream_that_takes_nothing_is_noticed_while_the_others_store(
     nats_server: NatsInTest, nats_bus: MakeBus
 ):
     await filled(nats_server, nats_bus)
     operator, worker = await nats_bus("operator", "operator"), await nats_bus("worker", "decode-1")
-    count = {"engine.load_reported.v1": 0}
+    await answers_what_it_published(worker)
+    provisioner = nats_server.key_file("provisioner", "provisioner")
+
+    async def bound(messages_max: int) -> None:
+        stream = Bounded(**asdict(BY_NAME["ENGINE_STATE"]), messages_max=messages_max)
+        await provision(nats_server.url, provisioner, wanted=[stream])
+
+    def load() -> None:
+        worker.publish(
+            subjects.engine_load_reported("decode-1"),
+            example(EngineLoadReported, engine="decode-1"),
+        )
+
+    async with replaying(nats_server, nats_bus) as service:
+        load()
+        now = await becomes(operator, lambda h: all(s.audited_seq == s.last_seq for s in h.streams))
+        await bound(next(s.messages for s in now.streams if s.name == "ENGINE_STATE"))
+        for _ in range(12):
+            load()
+        shown = await becomes(operator, lambda h: h.state == "not_storing")
+        assert shown.why.startswith("ENGINE_STATE: 12 events")
+        assert (shown.waiting, shown.gaps_total) == (12, 0)
+        assert service.heartbeat()["state"] == "degraded"
+        # FLEET stores: what is missing there is told meanwhile.
+        registry = await nats_bus("registry", "registry-1")
+        for skipped in (0, 3):
+            registry._seqs["fleet.joined.v1"] += skipped
+            joined = example(FleetJoined, instance="decode-1", at_ms=1_000)
+            registry.publish(subjects.fleet_joined("decode-1"), joined)
+        shown = await becomes(operator, lambda h: h.gaps_total > 0)
+        assert (shown.state, shown.gaps[0].stream) == ("not_storing", "FLEET")
+        # There is room again: a probe shows it, and what was refused is told.
+        await bound(-1)
+        shown = await becomes(operator, lambda h: h.state == "ok" and h.gaps_total > 1)
+        gap = shown.gaps[-1]
+        assert (gap.stream, gap.last_seq - gap.first_seq + 1) == ("ENGINE_STATE", 12)
+
+
+async def answers_what_it_published(bus: NatsBus) -> None:
+    """As every process does."""
 
     def answer(question: Received[ShowComponent]) -> None:
-        reply = example(ShowComponentReply, published=dict(count))
-        worker.respond(question, reply)
+        bus.respond(question, example(ShowComponentReply, published=dict(bus.sent)))
 
-    await worker.subscribe(subjects.show_component("all"), ShowComponent, answer)
+    await bus.subscribe(subjects.show_component("all"), ShowComponent, answer)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_one_loss_in_a_quiet_stream_is_no_outage(nats_server: NatsInTest, nats_bus: MakeBus):
+    await filled(nats_server, nats_bus)
+    operator, worker = await nats_bus("operator", "operator"), await nats_bus("worker", "decode-1")
+    await answers_what_it_published(worker)
+    async with replaying(nats_server, nats_bus):
+        worker._seqs["engine.load_reported.v1"] += 2  # as if the bus had dropped its only ones
+        shown = await becomes(operator, lambda h: h.gaps_total > 0 or h.state != "ok")
+        assert shown.state == "ok"
+        assert (shown.gaps[0].stream, shown.gaps[0].last_seq) == ("ENGINE_STATE", 2)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_who_dies_while_the_server_is_away_leaves_a_tail_that_is_told(
+    nats_server: NatsInTest, nats_bus: MakeBus
+):
+    await filled(nats_server, nats_bus)
+    operator = await nats_bus("operator", "operator")
+    staying, dying = await nats_bus("worker", "decode-1"), await nats_bus("worker", "decode-2")
+    for worker in (staying, dying):
+        await answers_what_it_published(worker)
     async with replaying(nats_server, nats_bus) as service:
-        count["engine.load_reported.v1"] = 12
-        shown = await becomes(operator, lambda h: h.state == "not_storing")
-        assert (shown.waiting, service.heartbeat()["state"]) == (12, "degraded")
-        # What comes at last was never missing.
-        for _ in range(12):
-            worker.publish(
-                subjects.engine_load_reported("decode-1"),
-                example(EngineLoadReported, engine="decode-1"),
-            )
-        shown = await becomes(operator, lambda h: h.state == "ok")
-        assert (shown.waiting, shown.gaps_total) == (0, 0)
+        lives = service._auditor._lives._answered_s
+        await until(lambda: len(lives) == 2, "both have answered")
+        await nats_server.kill()
+        await dying.close()
+        await nats_server.start()
+        shown = await becomes(operator, lambda h: h.tails_total > 0)
+        assert [tail.source for tail in shown.tails] == ["decode-2"]
+        assert service._host.counters["tails_lost_total"] == 1
 
 
 @pytest.mark.usefixtures("hasty")

@@ -384,9 +384,9 @@ def _tenants_share_their_inboxes(module: ModuleType) -> None:
     vars(module)["permissions_for"] = spoiled
 
 
-@fault("auditor_keeps_gaps_to_itself", "components.replay.auditor")
+@fault("auditor_keeps_gaps_to_itself", "components.replay.findings")
 def _auditor_keeps_gaps_to_itself(module: ModuleType) -> None:
-    module.Auditor._found = lambda self, gap: None
+    module.Findings.found = lambda self, gap: None
 
 
 @fault("update_forgets_what_was_not_sent", "components.registry.nodes")

@@ -152,3 +152,40 @@ def test_in_any_order_exactly_the_lost_ones_are_found(
     for now_s in (1.0, 4.5, 20.0):
         gaps += audit.on_tick(now_s)
     assert missing(gaps) == lost
+
+
+def test_of_a_silent_stream_nothing_is_told_and_of_the_others_it_is():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, 3)
+    audit.on_event("FLEET", ("f.v1", "registry-0", 100), 1, 0.0)
+    audit.on_event("FLEET", ("f.v1", "registry-0", 100), 4, 0.0)
+    [gap] = audit.on_tick(9.0, {"REQUESTS"})
+    assert (gap.stream, gap.first_seq, gap.last_seq) == ("FLEET", 2, 3)
+    assert (audit.waiting("REQUESTS"), audit.waiting("FLEET")) == (1, 0)
+    assert (audit.oldest_wait_s(9.0, "REQUESTS"), audit.oldest_wait_s(9.0, "FLEET")) == (9.0, 0.0)
+    # It stores again: what is on its way has its whole grace.
+    audit.forgive(10.0, "REQUESTS")
+    assert audit.on_tick(12.9) == []
+    assert missing(audit.on_tick(13.1)) == {2}
+
+
+def test_what_was_found_long_ago_is_not_withdrawn_any_more():
+    audit = Audit(grace_s=3, remember_s=60)
+    heard(audit, 1, 3)
+    assert missing(audit.on_tick(4.0)) == {2}
+    heard(audit, 5, now_s=50.0)
+    assert missing(audit.on_tick(54.0)) == {4}
+    assert audit.on_tick(65.0) == []
+    heard(audit, 2, 4, now_s=66.0)
+    assert [gap.first_seq for gap in audit.on_tick(67.0)] == [4]
+
+
+def test_what_earlier_audits_told_is_bounded():
+    audit = Audit(grace_s=3, told_max=2)
+    audit.on_told(("e.v1", "gateway-9", 1), 1, 1)
+    audit.on_told(KEY, 2, 2)
+    audit.on_told(KEY, 4, 4)
+    heard(audit, 1, 3, 5)
+    assert audit.on_tick(9.0) == []
+    audit.on_event("REQUESTS", ("e.v1", "gateway-9", 1), 2, 9.0)
+    assert missing(audit.on_tick(19.0)) == {1}
