@@ -75,6 +75,7 @@ def test_what_comes_after_all_is_withdrawn():
     assert missing(audit.on_tick(4.0)) == {2, 3}
     heard(audit, 3)
     assert audit.on_tick(5.0) == [Gap("REQUESTS", "e.v1", "gateway-0", 100, 3, 3, filled=True)]
+    assert audit.on_tick(6.0) == []
 
 
 def test_a_line_that_began_before_the_stream_may_have_lost_its_beginning_to_retention():
@@ -189,3 +190,45 @@ def test_what_earlier_audits_told_is_bounded():
     assert audit.on_tick(9.0) == []
     audit.on_event("REQUESTS", ("e.v1", "gateway-9", 1), 2, 9.0)
     assert missing(audit.on_tick(19.0)) == {1}
+
+
+def test_the_line_silent_for_longest_is_forgotten_and_older_lives_are_not_judged():
+    audit = Audit(grace_s=3, lines_max=2)
+    for epoch in (100, 101, 100):
+        heard(audit, *((1,) if epoch == 101 else (1, 2)), epoch=epoch)
+    heard(audit, 1, epoch=102)  # 101 makes room
+    heard(audit, 4, epoch=100)
+    assert missing(audit.on_tick(9.0)) == {3}
+    # Of a life as old as a forgotten one nobody knows what was seen.
+    audit.on_published(STREAMS, "gateway-9", 101, {"e.v1": 7}, 9.0)
+    assert audit.on_tick(19.0) == []
+    audit.on_published(STREAMS, "gateway-9", 102, {"e.v1": 2}, 19.0)
+    assert missing(audit.on_tick(29.0)) == {1, 2}
+
+
+def test_of_what_was_forgotten_nothing_is_missing():
+    audit = Audit(grace_s=3, lines_max=1)
+    heard(audit, 1, 5)
+    audit.on_unread("REQUESTS", 200)
+    assert (audit.waiting(), audit.on_tick(9.0)) == (0, [])
+    heard(audit, 3, 6, epoch=300)
+    assert audit.waiting() == 4
+    heard(audit, 1, epoch=301)  # takes its place
+    assert (audit.waiting(), audit.on_tick(19.0)) == (0, [])
+
+
+def test_one_outage_is_one_hole_as_old_as_its_beginning():
+    audit = Audit(grace_s=3)
+    heard(audit, 1, now_s=10.0)
+    told(audit, 3, now_s=11.0)
+    told(audit, 7, now_s=13.0)
+    assert audit.oldest_wait_s(13.5) == 2.5
+    [gap] = audit.on_tick(14.1)
+    assert (gap.first_seq, gap.last_seq) == (2, 7)
+
+
+def test_a_life_that_began_with_the_stream_is_expected_from_its_first_on():
+    audit = Audit(grace_s=3, begins_ms={"REQUESTS": 100})
+    heard(audit, 2, epoch=100)
+    heard(audit, 2, epoch=99)
+    assert [gap.epoch for gap in audit.on_tick(9.0)] == [100]

@@ -41,7 +41,16 @@ def test_the_table_is_bounded_and_what_is_forgotten_is_counted():
     lives = Lives(gone_after_s=20, lives_max=2)
     for epoch in range(3):
         lives.on_answer("decode-0", epoch, float(epoch))
-    lives.on_answer("decode-0", 2, 3.0)
-    lives.on_trouble(4.0)
-    assert [tail.epoch for tail in lives.on_tick(99.0)] == [1, 2]
     assert lives.forgotten_total == 1
+    lives.on_answer("decode-0", 1, 3.0)  # known: nobody has to make room
+    lives.on_trouble(3.0)
+    assert [tail.epoch for tail in lives.on_tick(99.0)] == [2, 1]
+    assert lives.forgotten_total == 1
+
+
+def test_the_one_silent_for_longest_makes_room():
+    lives = Lives(gone_after_s=20, lives_max=2)
+    for epoch, now_s in ((0, 0.0), (1, 1.0), (0, 2.0), (2, 3.0)):
+        lives.on_answer("decode-0", epoch, now_s)
+    lives.on_trouble(4.0)
+    assert [tail.epoch for tail in lives.on_tick(99.0)] == [0, 2]

@@ -22,7 +22,15 @@ def test_a_quiet_stream_whose_probe_comes_back_stores():
     assert storing.judge("FLEET", 3.0, 3.0) == "stores"
     # The next silence is asked about anew.
     assert storing.judge("FLEET", 6.0, 6.0) == "unsure"
-    assert storing.judge("FLEET", 9.0, 9.0) == "unsure"
+    storing.on_read("FLEET", 6.1)
+    assert storing.judge("FLEET", 9.2, 9.2) == "unsure"
+
+
+def test_a_probe_of_before_counts_no_more_once_nothing_was_missing():
+    storing = Storing(patience_s=1, answer_s=3)
+    assert storing.judge("FLEET", 2.0, 2.0) == "unsure"
+    assert storing.judge("FLEET", 0.0, 3.0) == "stores"
+    assert storing.judge("FLEET", 2.0, 9.0) == "unsure"
 
 
 def test_a_stream_whose_probe_does_not_come_back_is_silent_until_something_does():
