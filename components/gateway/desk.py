@@ -45,9 +45,8 @@ class Desk:
         self.core = GatewayCore(settings)
         self.pool = Pool(settings.render_threads, settings.render_queue_max)
         self.models = Models(host, self.pool, settings.models_max)
-        #: Who is asked about engines outside (``state_api``), and who audits the history.
-        self.bridges = PeerTable()
-        self.auditors = PeerTable()
+        #: Bridges, who are asked about engines outside, and auditors of the history.
+        self.others = PeerTable()
         self._secret = secret
         self._salts: dict[str, int] = {}
         self.draining = False
@@ -60,7 +59,7 @@ class Desk:
     @property
     def history(self) -> str:
         """Is it kept? ``unknown`` while nobody audits it. Requests go on whatever it is."""
-        states = {auditor.state for auditor in self.auditors.of("replay")}
+        states = {auditor.state for auditor in self.others.of("replay")}
         if not states:
             return "unknown"
         return "degraded" if "degraded" in states else "ok"
@@ -142,10 +141,8 @@ class Desk:
         self.on_message(received)
         if received.message.component == "worker":
             self.models.heard(received.message)
-        elif received.message.component == "bridge":
-            self.bridges.on_heartbeat(received.message, self.host.clock.now_s())
-        elif received.message.component == "replay":
-            self.auditors.on_heartbeat(received.message, self.host.clock.now_s())
+        elif received.message.component in {"bridge", "replay"}:
+            self.others.on_heartbeat(received.message, self.host.clock.now_s())
 
     def on_frame(self, subject: str, payload: bytes) -> None:
         worker = self._workers.get(subject)
@@ -167,16 +164,14 @@ class Desk:
             self.host.bus.respond(question, reply.model_copy(update={"body": None}))
 
     def on_reconnect(self) -> None:
-        self.bridges.forgive(self.host.clock.now_s())
-        self.auditors.forgive(self.host.clock.now_s())
+        self.others.forgive(self.host.clock.now_s())
         self.perform(self.core.on_reconnect(self.host.clock.now_s()))
 
     # From time.
 
     def on_tick(self) -> None:
         now_s = self.host.clock.now_s()
-        self.bridges.on_tick(now_s)
-        self.auditors.on_tick(now_s)
+        self.others.on_tick(now_s)
         self.perform(self.core.on_tick(now_s))
         for exchange in set(self._exchanges.values()):
             if exchange.blocked_s(now_s) > self.settings.write_stall_s:

@@ -70,7 +70,7 @@ def state_router(desk: Desk) -> APIRouter:
 
 async def _ask(desk: Desk, question: ShowStates) -> list[ShowStatesReply]:
     """The answers of all bridges; raises ``ApiError`` when there are none."""
-    bridges = [b.instance for b in desk.bridges.of("bridge")][:BRIDGES_MAX]
+    bridges = [b.instance for b in desk.others.of("bridge")][:BRIDGES_MAX]
     if not bridges:
         raise ApiError(503, "no_bridge", "no bridge is running")
     found = await asyncio.gather(*(_ask_one(desk, name, question) for name in bridges))

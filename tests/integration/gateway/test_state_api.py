@@ -24,7 +24,7 @@ async def bridge(yard: Yard, name: str = "bridge-0") -> AsyncIterator[BridgeServ
         service = BridgeService(host, chosen)
         await service.start()
         yard.fleet.beat("bridge", name)
-        known = yard.gateway._desk.bridges
+        known = yard.gateway._desk.others
         await until(lambda: known.get(name) is not None, "the gateway has heard of the bridge")
         try:
             yield service
