@@ -328,3 +328,31 @@ async def test_gateways_share_the_calls_and_only_the_one_that_has_it_cancels() -
         )
         assert [a.source for a in answers] == ["gateway-0"]
         await second.stop()
+
+
+# What is too large for one message.
+
+
+async def test_one_part_that_is_too_large_ends_its_stream_with_a_reason():
+    async with running_gateway() as yard:
+        yard.fleet.itl_s = 0.01
+        caller = await Caller(yard).connect()
+        caller.call({**LONG, "messages": HELLO, "stream": True, "logprobs": True})
+        await until(lambda: len(caller.heard) > 5, "tokens")
+        yard.hub.payload_bytes_max = 300
+        end = await caller.last()
+        assert (end["error"]["code"], end["chunks"]) == ("answer_too_large", [])
+        await until(lambda: yard.fleet.cancelled_attempts, "the worker is told")
+        assert caller.numbers == list(range(len(caller.heard)))
+
+
+async def test_an_answer_in_one_that_is_too_large_is_refused_with_a_reason():
+    async with running_gateway() as yard:
+        caller = await Caller(yard).connect()
+        yard.fleet.hold.clear()
+        caller.call({**CALL, "messages": HELLO})
+        await until(lambda: yard.fleet.attempts, "the attempt")
+        yard.hub.payload_bytes_max = 300
+        yard.fleet.hold.set()
+        error = (await caller.last())["error"]
+        assert (error["code"], "as a stream" in error["message"]) == ("answer_too_large", True)
