@@ -26,34 +26,10 @@ from components.worker.simulated.engine import SimulatedEngine, SimulatedModel
 from components.worker.simulated.link import SimulatedLink
 from schemas.body import SamplingParameters
 from tests.support.nats import until
+from tests.support.sink import Sink
 
 PROMPT = tuple(range(300, 340))
 INSTANT = "constant"
-
-
-class Collector:
-    """A sink that keeps everything."""
-
-    def __init__(self):
-        self.entries, self.events, self.calls = [], [], []
-
-    def __call__(self, entries, events):
-        self.calls.append((time.monotonic(), len(entries)))
-        self.entries += entries
-        self.events += events
-
-    def of(self, request_id="r1", choice=0):
-        return [e for e in self.entries if e[0] == request_id and e[2] == choice]
-
-    def ids(self, *which):
-        return [i for e in self.of(*which) for i in e[4]]
-
-    def text(self, *which):
-        return "".join(e[5] for e in self.of(*which))
-
-    def finish(self, *which):
-        entries = self.of(*which)
-        return entries[-1][7] if entries else None
 
 
 class BrokenLink(SimulatedLink):
@@ -89,7 +65,7 @@ async def engine(
         speed=speed,
         on_fault=faults.append,
     )
-    sink = Collector()
+    sink = Sink()
     await made.start(sink)
     yield made, sink
     load = made.load()
