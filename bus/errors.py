@@ -49,5 +49,9 @@ class StreamUnavailable(BusError):
     """The stream does not exist or JetStream does not answer: go on without history."""
 
 
+class TooManyPages(BusError):
+    """More follows than is read in one go: ask page by page, or for a part."""
+
+
 class RecordChanged(BusError):
     """Somebody else changed the record meanwhile: read it again, decide again."""

@@ -104,19 +104,19 @@ async def _ask(args: argparse.Namespace) -> "list[Node]":
 
 
 async def _all(bus: "Bus", status: Any) -> "list[Node]":
+    from bus.paging import read_pages
     from bus.subjects import list_nodes
     from schemas.nodes import ListNodes, ListNodesReply
 
-    nodes: list[Node] = []
-    more = True
-    while more:
-        asked = ListNodes(after=nodes[-1].node_id if nodes else "", status=status)
+    async def ask(after: str) -> ListNodesReply:
+        asked = ListNodes(after=after, status=status)
         reply = await bus.ask(list_nodes(), asked, ListNodesReply, timeout_s=ANSWER_S)
         if reply.refusal is not None:
             raise CommandFailed(reply.detail)
-        nodes += reply.nodes
-        more = reply.more
-    return nodes
+        return reply
+
+    pages = await read_pages(ask, lambda page: [node.node_id for node in page.nodes])
+    return [node for page in pages for node in page.nodes]
 
 
 async def _one(bus: "Bus", args: argparse.Namespace) -> "Node":

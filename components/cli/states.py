@@ -10,12 +10,12 @@ from components.cli.columns import columns
 from components.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
+    from bus.bus import Bus
     from schemas.engine import EngineStateReceived, EngineStateSeen, ShowStatesReply
 
 ANSWER_S: Final = 2.0
 BRIDGE: Final = "bridge-0"
 HISTORY_MAX: Final = 100
-PAGES_MAX: Final = 64
 HEAD: Final = (
     "ENGINE", "AGE", "MODE", "LATENCY", "PENDING", "KV FREE", "CAPACITY", "CLOCK", "FROM",
 )  # fmt: skip
@@ -42,23 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
 async def _ask(yard: found.Found, args: argparse.Namespace) -> "ShowStatesReply":
     from bus.errors import AskTimedOut, BusError, NoResponders
-    from bus.subjects import show_states
     from components.cli.operator_bus import operator
-    from schemas.engine import ShowStates, ShowStatesReply
 
-    history = args.history if args.engine else 0
-    engines: list[EngineStateSeen] = []
     try:
         async with operator(yard) as bus:
-            for _ in range(PAGES_MAX):
-                after = engines[-1].state.engine_id if engines else ""
-                asked = ShowStates(engine_id=args.engine, history=history, after=after)
-                reply = await bus.ask(
-                    show_states(args.bridge), asked, ShowStatesReply, timeout_s=ANSWER_S
-                )
-                engines += reply.engines
-                if not reply.more:
-                    break
+            return await _whole(bus, args)
     except NoResponders as error:
         raise CommandFailed(
             f"no bridge answers as {args.bridge}; see: switchyard status"
@@ -67,7 +55,23 @@ async def _ask(yard: found.Found, args: argparse.Namespace) -> "ShowStatesReply"
         raise CommandFailed(f"{args.bridge} did not answer within {ANSWER_S:g} s") from error
     except BusError as error:
         raise CommandFailed(str(error)) from error
-    return reply.model_copy(update={"engines": tuple(engines)})
+
+
+async def _whole(bus: "Bus", args: argparse.Namespace) -> "ShowStatesReply":
+    """All engines in one reply, with the sums of the last one."""
+    from bus.paging import read_pages
+    from bus.subjects import show_states
+    from schemas.engine import ShowStates, ShowStatesReply
+
+    history = args.history if args.engine else 0
+
+    async def ask(after: str) -> ShowStatesReply:
+        asked = ShowStates(engine_id=args.engine, history=history, after=after)
+        return await bus.ask(show_states(args.bridge), asked, ShowStatesReply, timeout_s=ANSWER_S)
+
+    pages = await read_pages(ask, lambda page: [seen.state.engine_id for seen in page.engines])
+    engines = tuple(seen for page in pages for seen in page.engines)
+    return pages[-1].model_copy(update={"engines": engines})
 
 
 def page(reply: "ShowStatesReply") -> str:

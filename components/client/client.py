@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -10,8 +11,9 @@ import orjson
 
 from bus import subjects
 from bus.clients import DEFAULT_TENANT, client_inbox
-from bus.errors import AskTimedOut, BusError, NoResponders
+from bus.errors import AskTimedOut, BusError, NoResponders, TooManyPages
 from bus.nats_bus import NatsBus
+from bus.paging import Page, read_pages
 from bus.subjects import PREFIX
 from components.client.errors import CannotConnect, ClientError, NobodyAnswers, Refused, TimedOut
 from components.client.stream import Stream, refused
@@ -22,6 +24,7 @@ from schemas.message import Message
 from schemas.nodes import ListNodes, ListNodesReply, Node
 
 R = TypeVar("R", bound=Message)
+P = TypeVar("P", bound=Page)
 
 CONNECT_S: Final = 5.0
 #: For what is answered from what is known.
@@ -32,8 +35,6 @@ PAST_S: Final = 35.0
 SILENCE_S: Final = 10.0
 #: A little longer than a gateway takes to give an answer in one up.
 WHOLE_S: Final = 125.0
-#: Pages of one answer that are asked for.
-PAGES_MAX: Final = 64
 
 
 class Client:
@@ -153,29 +154,25 @@ class Client:
         return found
 
     async def _states_of(self, bridge: str) -> list[EngineStateSeen]:
-        found: list[EngineStateSeen] = []
-        for _ in range(PAGES_MAX):
-            after = found[-1].state.engine_id if found else ""
-            reply = await self._ask(
-                subjects.show_states(bridge), ShowStates(after=after), ShowStatesReply
-            )
-            found += reply.engines
-            if not reply.more:
-                break
-        return found
+        subject = subjects.show_states(bridge)
+
+        async def ask(after: str) -> ShowStatesReply:
+            return await self._ask(subject, ShowStates(after=after), ShowStatesReply)
+
+        pages = await _pages(ask, lambda page: [seen.state.engine_id for seen in page.engines])
+        return [seen for page in pages for seen in page.engines]
 
     async def nodes(self) -> list[Node]:
         """Every node that was declared; raises ``Refused`` when the registry cannot tell."""
-        found: list[Node] = []
-        for _ in range(PAGES_MAX):
-            after = found[-1].node_id if found else ""
+
+        async def ask(after: str) -> ListNodesReply:
             reply = await self._ask(subjects.list_nodes(), ListNodes(after=after), ListNodesReply)
             if reply.refusal is not None:
                 raise Refused(Refusal(code=reply.refusal, message=reply.detail))
-            found += reply.nodes
-            if not reply.more:
-                break
-        return found
+            return reply
+
+        pages = await _pages(ask, lambda page: [node.node_id for node in page.nodes])
+        return [node for page in pages for node in page.nodes]
 
     async def explain(self, request_id: str) -> ExplainGenerationReply:
         """Why a request of this tenant went where it went, and where its time went.
@@ -201,3 +198,11 @@ class Client:
             raise TimedOut(str(error)) from error
         except BusError as error:
             raise ClientError(str(error)) from error
+
+
+async def _pages(ask: Callable[[str], Awaitable[P]], keys: Callable[[P], Sequence[str]]) -> list[P]:
+    """Raises ``ClientError``."""
+    try:
+        return await read_pages(ask, keys)
+    except TooManyPages as error:
+        raise ClientError(str(error)) from error

@@ -20,7 +20,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bus import subjects
-from bus.errors import BusError
+from bus.errors import BusError, TooManyPages
+from bus.paging import read_pages
 from components.gateway.accounts import Accounts, BadToken
 from components.gateway.desk import Desk
 from schemas.access import Login, LoginReply, RefreshSession, RefreshSessionReply
@@ -126,6 +127,9 @@ def _endpoint(desk: Desk, method: str, handler: Handler) -> Endpoint:
             response = _enveloped(request, why.status, error=str(why))
             if why.retry_after_s:
                 response.headers["retry-after"] = str(why.retry_after_s)
+        except TooManyPages:
+            error = "more nodes than one answer holds: ask page by page, with limit and after"
+            response = _enveloped(request, HTTPStatus.BAD_REQUEST, error=error)
         except BusError:
             error = "the registry does not answer: try again"
             response = _enveloped(request, HTTPStatus.SERVICE_UNAVAILABLE, error=error)
@@ -251,15 +255,19 @@ class NodeApi:
         await self._caller(request)
         asked = {k: v for k, v in request.query_params.items() if k in ListNodes.model_fields}
         question = _valid(ListNodes, asked)
-        nodes: list[Node] = []
-        while True:
-            reply = await self._ask(subjects.list_nodes(), question, ListNodesReply)
+
+        async def ask(after: str) -> ListNodesReply:
+            page = question.model_copy(update={"after": after or question.after})
+            reply = await self._ask(subjects.list_nodes(), page, ListNodesReply)
             if reply.refusal is not None:
                 raise Failed(_STATUS[reply.refusal], reply.detail)
-            nodes += reply.nodes
-            if not reply.more or "limit" in asked:
-                return [_plain(node) for node in nodes]
-            question = question.model_copy(update={"after": nodes[-1].node_id})
+            return reply
+
+        if "limit" in asked:
+            pages = [await ask("")]
+        else:
+            pages = await read_pages(ask, lambda page: [node.node_id for node in page.nodes])
+        return [_plain(node) for page in pages for node in page.nodes]
 
     async def _caller(self, request: Request) -> Caller:
         try:

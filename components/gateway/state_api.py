@@ -19,8 +19,6 @@ from components.gateway.errors import ApiError
 from schemas.engine import EngineStateReceived, EngineStateSeen, ShowStates, ShowStatesReply
 
 ANSWER_S: Final = 2.0
-#: Pages of one bridge, 500 engines each.
-PAGES_MAX: Final = 16
 BRIDGES_MAX: Final = 16
 #: Names of the seed's statistics, and what they are here.
 SEED_NAMES: Final = {

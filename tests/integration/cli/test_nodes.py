@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jwt
@@ -122,6 +123,32 @@ def test_a_node_s_own_account_changes_itself_and_no_other(here: Yard, tmp_path: 
     missing = here.run("users", "put", "n7", "--role", "node")
     assert (missing.returncode, "needs a password" in missing.stderr) == (1, True)
     here.run("nodes", "delete", "n5")
+
+
+def test_more_nodes_than_one_page_holds_are_listed_whole_everywhere(here: Yard):
+    names = [f"many-{number:03}" for number in range(501)]
+    headers = {"Authorization": f"Bearer {token(here)}"}
+    base = "/api/node/node"
+
+    async def each(call: Callable[[httpx.AsyncClient, str], Awaitable[httpx.Response]]) -> None:
+        limits = httpx.Limits(max_connections=8)
+        async with httpx.AsyncClient(base_url=here.url, headers=headers, limits=limits) as client:
+            answers = await asyncio.gather(*(call(client, name) for name in names))
+        assert {answer.status_code for answer in answers} == {200}
+
+    def over_http(**asked: Any) -> list[str]:
+        answer = httpx.get(f"{here.url}{base}/all", headers=headers, params=asked)
+        return [node["node_id"] for node in answer.json()["data"]]
+
+    asyncio.run(each(lambda client, n: client.post(f"{base}/register", json={"node_id": n})))
+    try:
+        assert over_http() == names
+        assert over_http(after="many-250") == names[251:]
+        assert over_http(limit=3, after="many-499") == ["many-500"]
+        listed = here.run("nodes", "list", "--json").stdout
+        assert [node["node_id"] for node in json.loads(listed)] == names
+    finally:
+        asyncio.run(each(lambda client, n: client.delete(f"{base}/delete/{n}")))
 
 
 def test_the_history_is_shown_with_the_limits_that_were_chosen(here: Yard):
