@@ -122,32 +122,27 @@ async def _sessions(calls: Calls, password: str) -> None:
 
 async def _nodes(calls: Calls) -> None:
     base = "/api/node/node"
+
+    async def register(body: dict[str, Any], promised: dict[str, Any]) -> dict[str, Any]:
+        return await calls.call("POST", f"{base}/register", 200, _has(promised), json=body)
+
+    async def update(body: dict[str, Any], promised: dict[str, Any]) -> None:
+        await calls.call("PUT", f"{base}/update/node-7", 200, _has(promised), json=body)
+
     await calls.call("GET", f"{base}/all", 200, lambda e: bool(e["data"] == []))
-    await calls.call("POST", f"{base}/register", 200, _has(NODE), json=NODE)
-    await calls.call(
-        "POST",
-        f"{base}/register",
-        200,
-        _has(DEFAULTS | {"node_id": "node-8"}),
-        json={"node_id": "node-8"},
-    )
-    made = await calls.call("POST", f"{base}/register", 200, _has(DEFAULTS), json={})
+    await register(NODE, NODE)
+    await register({"node_id": "node-8"}, DEFAULTS | {"node_id": "node-8"})
+    made = await register({}, DEFAULTS)
     named = (made.get("data") or {}).get("node_id", "")
     await calls.call("GET", f"{base}/all", 200, lambda e: len(e["data"]) == 3)
     for path in ("get_node", "status"):
         await calls.call("GET", f"{base}/{path}/node-7", 200, _has(NODE))
         await calls.call("GET", f"{base}/{path}/none", 404, _says("node not found"))
     # Every field may be left out, and what is left out stays.
-    await calls.call(
-        "PUT",
-        f"{base}/update/node-7",
-        200,
-        _has(NODE | {"remark": "rack 3"}),
-        json={"remark": "rack 3"},
-    )
+    await update({"remark": "rack 3"}, NODE | {"remark": "rack 3"})
     info = {"running": 9, "waiting": 2, "kv_cache": 2048}
     after = NODE | {"remark": "rack 3", "node_info": info}
-    await calls.call("PUT", f"{base}/update/node-7", 200, _has(after), json={"node_info": info})
+    await update({"node_info": info}, after)
     await calls.call("GET", f"{base}/get_node/node-7", 200, _has(after))
     await calls.call(
         "PUT", f"{base}/update/none", 404, _says("node not found"), json={"remark": "x"}
