@@ -37,7 +37,8 @@ async def source(args: argparse.Namespace) -> AsyncIterator["Past"]:
 
 def bundle(path: Path) -> "Past":
     """An exported bundle; raises ``CommandFailed``."""
-    from components.replay.bundle import BadBundle, open_bundle
+    from components.replay.bundle import BadBundle
+    from components.replay.bundle_reader import open_bundle
 
     try:
         return open_bundle(path)

@@ -6,19 +6,17 @@ A bundle is a zip file:
     schemas/<id>.json       the JSON Schema of every message
     streams/<NAME>.msgpack  one array [sequence, server's time in ms, subject, payload] per message
 
-It opens without a server: `BundlePast` keeps the promise of ``components.replay.past``. What is
-read from a file is foreign: sizes are bounded before anything is unpacked, every part is checked
-against its hash, and payloads go through the codec like any message.
+It opens without a server (``bundle_reader``): `BundlePast` keeps the promise of
+``components.replay.past``.
 """
 
 import bisect
-import itertools
 import json
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import Final, Self
 
 import msgpack
 import xxhash
@@ -26,7 +24,6 @@ import xxhash
 from bus.endpoint import matcher
 from bus.errors import StreamUnavailable
 from bus.history import Stored, StreamState
-from components.replay.past import KEPT
 from schemas.catalogue import BY_SCHEMA_ID
 
 FORM: Final = "switchyard-bundle"
@@ -36,8 +33,6 @@ MIB: Final = 1024 * 1024
 #: Unpacked, all streams together: what a laptop holds in memory.
 BYTES_MAX: Final = 2048 * MIB
 MESSAGES_MAX: Final = 10_000_000
-MANIFEST_BYTES_MAX: Final = MIB
-MESSAGE_BYTES_MAX: Final = 16 * MIB
 
 
 class BadBundle(ValueError):
@@ -121,85 +116,6 @@ class BundleWriter:
         self._bytes += size
         self._streams[stream] = part = Part(count, size, hashed.hexdigest())
         return part
-
-
-def open_bundle(path: Path) -> "BundlePast":
-    """The past that a file holds; raises ``BadBundle``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            manifest = _manifest(archive)
-            return BundlePast(
-                manifest, {name: _stream(archive, name, p) for name, p in manifest.streams.items()}
-            )
-    except FileNotFoundError:
-        raise BadBundle(f"there is no {path}") from None
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise BadBundle(f"{path} is not a whole bundle: {error}") from error
-
-
-def _manifest(archive: zipfile.ZipFile) -> Manifest:
-    try:
-        if archive.getinfo(MANIFEST).file_size > MANIFEST_BYTES_MAX:
-            raise BadBundle("its manifest is too long")
-        values = json.loads(archive.read(MANIFEST))
-        if values["form"] != FORM or values["version"] != VERSION:
-            raise BadBundle(
-                f"it is of form {values['form']} {values['version']}, not {FORM} {VERSION}"
-            )
-        streams = {
-            name: Part(int(part["messages"]), int(part["bytes"]), str(part["xxh3_64"]))
-            for name, part in values["streams"].items()
-        }
-        made_ms, from_ms, to_ms = (int(values[key]) for key in ("made_ms", "from_ms", "to_ms"))
-        manifest = Manifest(made_ms, from_ms, to_ms, streams)
-    except (LookupError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise BadBundle(f"it has no manifest that can be read: {error!r}") from error
-    if unknown := set(manifest.streams) - set(KEPT):
-        raise BadBundle(f"it holds streams that are none of ours: {', '.join(sorted(unknown))}")
-    if sum(p.bytes for p in streams.values()) > BYTES_MAX:
-        raise BadBundle(f"it says to hold more than {BYTES_MAX // MIB} MiB")
-    return manifest
-
-
-def _stream(archive: zipfile.ZipFile, name: str, part: Part) -> list[Stored]:
-    try:
-        file = archive.open(f"streams/{name}.msgpack")
-    except KeyError:
-        raise BadBundle(f"{name} stands in its manifest and is not there") from None
-    hashed = xxhash.xxh3_64()
-    with file:
-        messages = [_stored(fields) for fields in _arrays(file, part.bytes, hashed)]
-    if (len(messages), hashed.hexdigest()) != (part.messages, part.hash):
-        raise BadBundle(f"{name} is not what its manifest says: changed, or cut short")
-    if any(a.seq >= b.seq for a, b in itertools.pairwise(messages)):
-        raise BadBundle(f"{name} is not in order")
-    return messages
-
-
-def _arrays(file: IO[bytes], bytes_max: int, hashed: "xxhash.xxh3_64") -> Iterator[Any]:
-    """Unpack while reading, and never more than the manifest said there would be."""
-    unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
-    left = bytes_max
-    try:
-        while chunk := file.read(MIB):
-            left -= len(chunk)
-            if left < 0:
-                raise BadBundle("a stream is longer than its manifest says")
-            hashed.update(chunk)
-            unpacker.feed(chunk)
-            yield from unpacker
-    except (ValueError, msgpack.UnpackException, zipfile.BadZipFile) as error:
-        if isinstance(error, BadBundle):
-            raise
-        raise BadBundle(f"a stream cannot be unpacked: {error}") from error
-
-
-def _stored(fields: Any) -> Stored:
-    match fields:
-        case [int(seq), int(time_ms), str(subject), bytes(data)]:
-            return Stored(seq, time_ms, subject, data)
-        case _:
-            raise BadBundle("a message in it is not of the form that it should have")
 
 
 class BundlePast:

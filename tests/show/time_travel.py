@@ -15,7 +15,7 @@ from bus import codec, subjects
 from bus.errors import AskTimedOut, NoResponders
 from bus.history import History
 from bus.nats_bus import NatsBus
-from components.replay.bundle import open_bundle
+from components.replay.bundle_reader import open_bundle
 from components.replay.check import CORES, NOTHING, apply
 from components.replay.recording import Recording
 from components.replay.rerun import record

@@ -22,7 +22,7 @@ from bus.subjects import PREFIX
 from components.host.settings import HostSettings
 from components.replay import auditor, exports
 from components.replay.audit import Audit
-from components.replay.bundle import open_bundle
+from components.replay.bundle_reader import open_bundle
 from components.replay.lives import Lives
 from components.replay.service import ReplayService
 from components.replay.settings import ReplaySettings

@@ -10,7 +10,8 @@ import pytest
 
 from bus.errors import StreamUnavailable
 from components.replay import bundle
-from components.replay.bundle import BadBundle, BundleWriter, open_bundle
+from components.replay.bundle import BadBundle, BundleWriter
+from components.replay.bundle_reader import open_bundle
 from schemas.catalogue import BY_SCHEMA_ID
 from schemas.engine import EngineLoadReported
 from schemas.examples import example
@@ -101,6 +102,8 @@ STATES = "streams/ENGINE_STATE.msgpack"
         (lambda n, d: b"\xc1" * len(d) if n == STATES else d, "cannot be unpacked"),
         (lambda n, d: msgpack.packb([1, 2]) if n == STATES else d, "not of the form"),
         (lambda n, d: d.replace(b'"version": 1', b'"version": 2'), "of form switchyard-bundle 2"),
+        (lambda n, d: d.replace(b'"messages": 40', b'"messages": 39'), "what its manifest says"),
+        (lambda n, d: d.replace(b'"messages": 40', b'"messages": -1'), "that no bundle holds"),
         (lambda n, d: d.replace(b'"FLEET"', b'"OTHER"'), "none of ours: OTHER"),
         (lambda n, d: b"[]" if n == "manifest.json" else d, "no manifest that can be read"),
         (lambda n, d: b" " * 2_000_000 if n == "manifest.json" else d, "manifest is too long"),
@@ -123,6 +126,30 @@ async def test_a_bundle_that_says_to_be_huge_is_not_unpacked(tmp_path: Path):
 
     with pytest.raises(BadBundle, match="more than 2048 MiB"):
         open_bundle(changed(await written(tmp_path / "b.zip"), swollen))
+
+
+async def test_no_changed_byte_of_what_was_recorded_goes_unnoticed(tmp_path: Path):
+    path = await written(tmp_path / "b.zip")
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        packed = archive.getinfo(STATES)
+    begin = packed.header_offset + 30 + len(STATES) + 20  # its head, its name, its sizes
+    damaged = tmp_path / "damaged.zip"
+    # The very last byte only fills up the last bits.
+    for place in range(begin, begin + packed.compress_size - 1):
+        damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with pytest.raises(BadBundle):
+            open_bundle(damaged)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+async def test_what_is_packed_otherwise_is_refused_unread(tmp_path: Path, packing: int):
+    path, other = await written(tmp_path / "b.zip"), tmp_path / "other.zip"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w", packing) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(BadBundle, match="in a way that bundles are not"):
+        open_bundle(other)
 
 
 async def test_too_much_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
