@@ -9,12 +9,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from components.cli import found
 from components.cli.errors import CommandFailed
-from components.cli.rundir import RunDir, default_data_dir
+from components.cli.rundir import RunDir
 
 POLL_S: Final = 0.05
 #: Beyond the drain that the `up` was told: several components end one after the other.
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = RunDir(args.data or default_data_dir(os.environ, Path.home()))
+    folder = found.folder(args.data)
     pid = folder.holder()
     if pid is None:
         print(f"no `switchyard up` runs on {folder.path}")

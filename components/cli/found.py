@@ -32,13 +32,18 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the folder that `up` was given")
 
 
+def folder(data: Path | None) -> RunDir:
+    """The folder that ``--data`` means, by default the user's own."""
+    return RunDir(data or default_data_dir(os.environ, Path.home()))
+
+
 def page(data: Path | None) -> RunFile:
     """What the `up` of this folder says; raises ``CommandFailed`` when none runs."""
-    folder = RunDir(data or default_data_dir(os.environ, Path.home()))
-    found = folder.read()
+    where = folder(data)
+    found = where.read()
     if found is None:
         raise CommandFailed(
-            f"no `switchyard up` runs on {folder.path}."
+            f"no `switchyard up` runs on {where.path}."
             " Start one, or say where with --data or --nats"
         )
     return found

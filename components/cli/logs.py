@@ -2,7 +2,6 @@
 
 import argparse
 import fnmatch
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ from components.cli import found
 from components.cli.errors import CommandFailed
 from components.cli.log_files import Follower, last_lines, logs_of
 from components.cli.log_lines import Clock, Line, as_json, merged, printable, timed
-from components.cli.rundir import RunDir, default_data_dir
+from components.cli.rundir import RunDir
 
 TAIL: Final = 100
 LINES_MAX: Final = 100_000
@@ -36,7 +35,7 @@ def line_count(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder = RunDir(args.data or default_data_dir(os.environ, Path.home()))
+    folder = found.folder(args.data)
     files = chosen(logs_of(folder), args.names)
     if not files and not args.follow:
         raise CommandFailed(nothing_there(folder, args.names))

@@ -10,12 +10,16 @@ from components.cli import found
 from components.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
+    from components.cli.bundles import Bundles
     from components.replay.past import Past
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--bundle", metavar="FILE", help="read this exported bundle; no server is needed"
+        "--bundle",
+        metavar="BUNDLE",
+        help="read this exported bundle, by its file or the name it was imported under;"
+        " no server is needed",
     )
     found.add_arguments(parser)
 
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def source(args: argparse.Namespace) -> AsyncIterator["Past"]:
     """The past that the flags mean; raises ``CommandFailed``, ``NotConnected``."""
     if args.bundle:
-        yield bundle(Path(args.bundle))
+        yield _bundle(args)
         return
     from bus.history import History
     from components.cli import keyring
@@ -35,11 +39,25 @@ async def source(args: argparse.Namespace) -> AsyncIterator["Past"]:
         yield history
 
 
-def bundle(path: Path) -> "Past":
-    """An exported bundle; raises ``CommandFailed``."""
+def library(args: argparse.Namespace) -> "Bundles":
+    """What was imported on this machine, or into ``--data``."""
+    from components.cli.bundles import Bundles
+
+    return Bundles(found.folder(args.data).bundles)
+
+
+def _bundle(args: argparse.Namespace) -> "Past":
+    """A file comes before a name; raises ``CommandFailed``."""
     from components.replay.bundle import BadBundle
     from components.replay.bundle_reader import open_bundle
 
+    file = Path(args.bundle)
+    path = file if file.is_file() else library(args).find(args.bundle)
+    if path is None:
+        raise CommandFailed(
+            f"there is no file {args.bundle}, and no bundle was imported under that name;"
+            " see: switchyard replay bundles"
+        )
     try:
         return open_bundle(path)
     except BadBundle as error:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from components.cli.bundles import Kept
 from components.cli.columns import columns
 from components.cli.instants import show
 from components.replay.bundle import Manifest
@@ -90,12 +91,33 @@ def _engines(then: ShowInstantReply) -> Iterator[tuple[str, str, str]]:
 
 def bundle(manifest: Manifest, path: Path) -> str:
     """What stands in a bundle."""
-    rows = [(n, str(p.messages), f"{p.bytes / 2**20:.1f} MiB") for n, p in manifest.streams.items()]
-    size = f"{path.stat().st_size / 2**20:.1f} MiB" if path.exists() else ""
+    rows = [(n, str(p.messages), _mib(p.bytes)) for n, p in manifest.streams.items()]
+    size = _mib(path.stat().st_size) if path.exists() else ""
     return (
         f"{path}: {show(manifest.from_ms)} to {show(manifest.to_ms)} {size}\n"
         f"{columns(('STREAM', 'MESSAGES', 'UNPACKED'), rows)}"
     )
+
+
+def bundles(listed: list[Kept]) -> str:
+    """What was imported."""
+    rows = (
+        (kept.name, *_span(kept.manifest), _mib(kept.bytes))
+        if kept.manifest
+        else (kept.name, "damaged", "", "", _mib(kept.bytes))
+        for kept in listed
+    )
+    table = columns(("BUNDLE", "FROM", "TO", "MESSAGES", "SIZE"), rows)
+    return "\n".join([table, *(f"note: {kept.damaged}" for kept in listed if kept.damaged)])
+
+
+def _span(manifest: Manifest) -> tuple[str, str, str]:
+    streams = ", ".join(f"{name} {part.messages}" for name, part in manifest.streams.items())
+    return show(manifest.from_ms), show(manifest.to_ms), streams
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def example(command: str, manifest: Manifest, path: str) -> str:

@@ -4,9 +4,13 @@ switchyard replay tail                    what happens from now on
 switchyard replay at INSTANT              the fleet as it was
 switchyard replay range FROM TO           what happened between, at once or --speed times as fast
 switchyard replay export FILE             an incident as one file, from FROM to TO
-switchyard replay import FILE             is this bundle whole, and what is in it?
+switchyard replay import FILE             check a bundle and keep it under a name
+switchyard replay bundles                 what was imported; --remove NAME
 switchyard replay run                     the journal again: same cores, or other policies
 switchyard replay serve                   one process that answers such questions, for `up`
+
+With --bundle, `at`, `range`, `run`, `export` and `switchyard explain` read a bundle instead,
+without a server: one that was imported by its name, any other by its file.
 
 Instants: 2026-11-26T14:03:05Z, 14:03:05, 90s or 5m (ago), now, or milliseconds since 1970.
 """
@@ -17,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from components.cli import component, instants, past_source
+from components.cli import component, found, instants, past_source
 from components.cli.errors import CommandFailed
 
 
@@ -38,15 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = what.add_parser("export", help="an incident as one file")
     export.add_argument("file", type=Path, metavar="FILE", help="where to write the bundle")
     _span(export)
-    taken = what.add_parser("import", help="is a bundle whole, and what is in it?")
-    taken.add_argument("bundle", metavar="FILE")
+    taken = what.add_parser("import", help="check a bundle and keep it under a name")
+    taken.add_argument("file", type=Path, metavar="FILE")
+    taken.add_argument("--name", help="default: that of the file, without .zip")
+    kept = what.add_parser("bundles", help="the bundles that were imported")
+    kept.add_argument("--remove", metavar="NAME", help="keep this one no longer")
     again = what.add_parser("run", help="the journal again through the same cores")
     again.add_argument("--policy", metavar="ORDER", help="of the scheduler's queue, instead")
     again.add_argument("--route", metavar="POLICY", help="of the router's choices, instead")
     _span(again)
     for command in (at, span, export, again):
         past_source.add_arguments(command)
-    for command in (at, taken, again):
+    for command in (taken, kept):
+        found.add_data_argument(command)
+    for command in (at, taken, kept, again):
         command.add_argument("--json", action="store_true", help="as JSON on standard output")
 
 
@@ -62,8 +71,6 @@ def _lines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--request", metavar="ID", help="only what is about this request")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     if parser.prog.endswith("tail"):
-        from components.cli import found
-
         found.add_arguments(parser)
 
 
@@ -78,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         "at": commands.at,
         "range": commands.between,
         "export": commands.export,
-        "import": commands.look_into,
+        "import": commands.take,
+        "bundles": commands.kept,
         "run": commands.again,
     }
     try:

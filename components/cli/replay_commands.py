@@ -11,8 +11,9 @@ from typing import Final
 
 from bus.history import History, Stored
 from components.cli import found, instants, keyring, past_view
+from components.cli.bundles import CannotKeep, Kept
 from components.cli.errors import CommandFailed
-from components.cli.past_source import bundle, source
+from components.cli.past_source import library, source
 from components.cli.progress import progress
 from components.replay.bundle import BadBundle, BundlePast
 from components.replay.export import export as write_bundle
@@ -129,17 +130,45 @@ async def export(args: argparse.Namespace) -> int:
     return 0
 
 
-async def look_into(args: argparse.Namespace) -> int:
-    """Every hash and every message checked; then what there is, and what to do with it."""
-    past = bundle(Path(args.bundle))
-    assert isinstance(past, BundlePast)
+async def take(args: argparse.Namespace) -> int:
+    """Every hash and every message checked and a copy kept; then what there is to do with it."""
+    try:
+        taken = library(args).keep(args.file, args.name)
+    except (BadBundle, CannotKeep) as error:
+        raise CommandFailed(str(error)) from error
+    except OSError as error:
+        raise CommandFailed(f"cannot keep {args.file}: {error}") from error
+    assert taken.manifest is not None
     if args.json:
-        print(past.manifest.as_json(), end="")
+        print(json.dumps(_fields(taken), indent=1))
         return 0
-    print(past_view.bundle(past.manifest, Path(args.bundle)))
+    print(past_view.bundle(taken.manifest, taken.path))
+    print(f"kept as {taken.name}:")
+    where = f" --data {args.data}" if args.data else ""
     for words in ("at", "range", "run"):
-        print(f"  switchyard replay {past_view.example(words, past.manifest, args.bundle)}")
+        print(f"  switchyard replay {past_view.example(words, taken.manifest, taken.name)}{where}")
     return 0
+
+
+async def kept(args: argparse.Namespace) -> int:
+    """What was imported, after one was removed."""
+    here = library(args)
+    try:
+        if args.remove is not None and not here.remove(args.remove):
+            raise CommandFailed(f"no bundle {args.remove!r} was imported to {here.folder}")
+        listed = here.listed()
+    except OSError as error:
+        raise CommandFailed(f"cannot use {here.folder}: {error.strerror}") from error
+    if args.json:
+        print(json.dumps([_fields(one) for one in listed], indent=1))
+    else:
+        print(past_view.bundles(listed) if listed else f"no bundle was imported to {here.folder}")
+    return 0
+
+
+def _fields(kept: Kept) -> dict[str, object]:
+    said = kept.manifest.fields() if kept.manifest else {"damaged": kept.damaged}
+    return {"name": kept.name, "file": str(kept.path), "file_bytes": kept.bytes, **said}
 
 
 async def again(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ DIR/run.json   where it runs, for `switchyard status` and the like; gone when it
 DIR/keys/      one nkey seed per process and role
 DIR/logs/      one file per process
 DIR/nats/      the server's configuration and JetStream's files
+DIR/bundles/   incidents that were imported (`switchyard replay import`); they need no `up`
 """
 
 import contextlib
@@ -83,6 +84,7 @@ class RunDir:
         self.keys = self.path / "keys"
         self.logs = self.path / "logs"
         self.nats = self.path / "nats"
+        self.bundles = self.path / "bundles"
         self._lock = self.path / "up.lock"
         self._page = self.path / "run.json"
 

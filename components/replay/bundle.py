@@ -57,12 +57,13 @@ class Manifest:
     to_ms: int
     streams: dict[str, Part]
 
-    def as_json(self) -> str:
+    def fields(self) -> dict[str, object]:
+        """As it stands in a bundle."""
         streams = {
             name: {"messages": part.messages, "bytes": part.bytes, "xxh3_64": part.hash}
             for name, part in self.streams.items()
         }
-        values = {
+        return {
             "form": FORM,
             "version": VERSION,
             "made_ms": self.made_ms,
@@ -70,7 +71,6 @@ class Manifest:
             "to_ms": self.to_ms,
             "streams": streams,
         }
-        return json.dumps(values, indent=1) + "\n"
 
 
 class BundleWriter:
@@ -90,7 +90,7 @@ class BundleWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._zip.writestr(MANIFEST, self.manifest.as_json())
+            self._zip.writestr(MANIFEST, json.dumps(self.manifest.fields(), indent=1) + "\n")
         self._zip.close()
 
     @property

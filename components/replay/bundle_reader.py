@@ -47,26 +47,32 @@ UNREADABLE: Final = (
 )
 
 
-def open_bundle(path: Path) -> BundlePast:
-    """The past that a file holds, every part checked; raises ``BadBundle``."""
-    with _archive(path) as archive:
+def open_bundle(path: Path, *, called: str = "") -> BundlePast:
+    """The past that a file holds, every part checked; raises ``BadBundle``, which names it."""
+    with _archive(path, called) as archive:
         manifest = _manifest(archive)
         streams = {name: _stream(archive, name, part) for name, part in manifest.streams.items()}
         return BundlePast(manifest, streams)
 
 
+def read_manifest(path: Path) -> Manifest:
+    """What a bundle says of itself, unchecked; raises ``BadBundle``."""
+    with _archive(path) as archive:
+        return _manifest(archive)
+
+
 @contextlib.contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+def _archive(path: Path, called: str = "") -> Iterator[zipfile.ZipFile]:
     """Whatever goes wrong with it is a ``BadBundle``."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except BadBundle:
-        raise
     except FileNotFoundError:
-        raise BadBundle(f"there is no {path}") from None
+        raise BadBundle(f"there is no {called or path}") from None
+    except BadBundle as error:
+        raise BadBundle(f"{called or path}: {error}") from error
     except UNREADABLE as error:
-        raise BadBundle(f"{path} is not a whole bundle: {error}") from error
+        raise BadBundle(f"{called or path} is not a whole bundle: {error}") from error
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:

@@ -1,11 +1,15 @@
 """A past in memory: what was published, in order, as a server would have kept it."""
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from bus import codec
 from bus.endpoint import matcher
 from bus.errors import StreamUnavailable
 from bus.history import Stored, StreamState
+from components.replay.bundle import BundleWriter
+from schemas.engine import EngineLoadReported
+from schemas.examples import example
 from schemas.message import Message
 
 
@@ -67,3 +71,22 @@ class PastInMemory:
         if stream not in self.streams:
             raise StreamUnavailable(f"{stream}: stream not found")
         return self.streams[stream]
+
+
+def reported() -> PastInMemory:
+    """40 reports of three engines."""
+    made = PastInMemory(FLEET=(), ENGINE_STATE=(), REQUESTS=(), JOURNAL=())
+    for number in range(40):
+        name = f"engine-{number % 3}"
+        load = example(EngineLoadReported, engine=name, at_ms=1000 + number)
+        made.add("ENGINE_STATE", f"yard.evt.engine.load_reported.{name}", load, at_ms=5000)
+    return made
+
+
+async def written_bundle(path: Path) -> Path:
+    """They, as a bundle."""
+    made = reported()
+    with BundleWriter(path, made_ms=9, from_ms=1000, to_ms=1040) as writer:
+        for stream in made.streams:
+            await writer.add(stream, made.read(stream))
+    return path

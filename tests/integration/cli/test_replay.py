@@ -110,24 +110,49 @@ def test_the_journal_decides_the_same_again_and_another_policy_otherwise(inciden
     assert f"{REQUESTS} of {REQUESTS} decisions would differ" in text
 
 
-def test_a_bundle_answers_without_a_server(incident: Incident):
-    seen = called("replay", "import", incident.bundle)
-    assert "REQUESTS" in seen.stdout
-    where = ("--bundle", incident.bundle)
+@pytest.mark.parametrize("by", ["its file", "its name"])
+def test_a_bundle_answers_without_a_server(incident: Incident, tmp_path: Path, by: str):
+    where: tuple[object, ...] = ("--bundle", incident.bundle)
+    if by == "its name":
+        elsewhere = ("--data", tmp_path / "laptop")
+        seen = called("replay", "import", incident.bundle, "--name", "monday", *elsewhere)
+        assert "REQUESTS" in seen.stdout
+        assert "switchyard replay run --route round_robin --bundle monday" in seen.stdout
+        where = ("--bundle", "monday", *elsewhere)
     live = json.loads(incident.here.run("replay", "at", incident.to_ms, "--json").stdout)
     then = json.loads(called("replay", "at", incident.to_ms, "--json", *where).stdout)
     assert (then["processes"], then["engines"]) == (live["processes"], live["engines"])
     told = json.loads(incident.here.run("explain", incident.request_id, "--json").stdout)
     assert json.loads(called("explain", incident.request_id, "--json", *where).stdout) == told
-    as_json = json.loads(called("replay", "import", incident.bundle, "--json").stdout)
-    assert as_json["form"] == "switchyard-bundle"
+    again = json.loads(called("replay", "run", "--json", *where).stdout)
+    assert [life["exact"] for life in again["lives"]] == [True, True]
+
+
+def test_incidents_are_kept_listed_and_removed(incident: Incident, tmp_path: Path):
+    data = ("--data", tmp_path / "laptop")
+    assert "no bundle was imported" in called("replay", "bundles", *data).stdout
+    kept = json.loads(called("replay", "import", incident.bundle, "--json", *data).stdout)
+    assert (kept["form"], kept["name"]) == ("switchyard-bundle", "incident")
+    assert json.loads(called("replay", "bundles", "--json", *data).stdout) == [kept]
+    [_, row] = called("replay", "bundles", *data).stdout.splitlines()
+    assert row.startswith(f"incident  {show(kept['from_ms'])}  {show(kept['to_ms'])}  FLEET ")
+    assert f"REQUESTS {kept['streams']['REQUESTS']['messages']}" in row
+    twice = called("replay", "import", incident.bundle, *data)
+    assert (twice.returncode, "choose another --name" in twice.stderr) == (1, True)
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(incident.bundle.read_bytes()[:-100])
+    refused = called("replay", "import", damaged, *data)
+    assert (refused.returncode, "damaged.zip is not a whole" in refused.stderr) == (1, True)
+    assert "no bundle was" in called("replay", "bundles", "--remove", "incident", *data).stdout
+    gone = called("replay", "bundles", "--remove", "incident", *data)
+    assert (gone.returncode, "no bundle 'incident'" in gone.stderr) == (1, True)
 
 
 def test_a_bundle_of_a_bundle_holds_the_same(incident: Incident, tmp_path: Path):
     again = tmp_path / "again.zip"
     called("replay", "export", again, "--bundle", incident.bundle)
     streams = [
-        json.loads(called("replay", "import", path, "--json").stdout)["streams"]
+        json.loads(called("replay", "import", path, "--json", "--data", tmp_path).stdout)["streams"]
         for path in (incident.bundle, again)
     ]
     assert streams[0]["REQUESTS"] == streams[1]["REQUESTS"]

@@ -10,33 +10,14 @@ import pytest
 
 from bus.errors import StreamUnavailable
 from components.replay import bundle
-from components.replay.bundle import BadBundle, BundleWriter
+from components.replay.bundle import BadBundle
 from components.replay.bundle_reader import open_bundle
 from schemas.catalogue import BY_SCHEMA_ID
-from schemas.engine import EngineLoadReported
-from schemas.examples import example
-from tests.support.past import PastInMemory
-
-
-def past() -> PastInMemory:
-    made = PastInMemory(FLEET=(), ENGINE_STATE=(), REQUESTS=(), JOURNAL=())
-    for number in range(40):
-        name = f"engine-{number % 3}"
-        load = example(EngineLoadReported, engine=name, at_ms=1000 + number)
-        made.add("ENGINE_STATE", f"yard.evt.engine.load_reported.{name}", load, at_ms=5000)
-    return made
-
-
-async def written(path: Path) -> Path:
-    made = past()
-    with BundleWriter(path, made_ms=9, from_ms=1000, to_ms=1040) as writer:
-        for stream in made.streams:
-            await writer.add(stream, made.read(stream))
-    return path
+from tests.support.past import reported, written_bundle
 
 
 async def test_every_message_comes_back_as_it_was(tmp_path: Path):
-    opened, made = open_bundle(await written(tmp_path / "b.zip")), past()
+    opened, made = open_bundle(await written_bundle(tmp_path / "b.zip")), reported()
     for stream in made.streams:
         assert [s async for s in opened.read(stream)] == made.streams[stream]
         assert (await opened.state(stream)).last_seq == (await made.state(stream)).last_seq
@@ -51,13 +32,13 @@ async def test_every_message_comes_back_as_it_was(tmp_path: Path):
 
 
 async def test_the_schemas_of_all_messages_go_with_it(tmp_path: Path):
-    with zipfile.ZipFile(await written(tmp_path / "b.zip")) as archive:
+    with zipfile.ZipFile(await written_bundle(tmp_path / "b.zip")) as archive:
         schemas = {n for n in archive.namelist() if n.startswith("schemas/")}
     assert schemas == {f"schemas/{schema_id}.json" for schema_id in BY_SCHEMA_ID}
 
 
 async def test_a_stream_that_is_not_in_it_is_unavailable(tmp_path: Path):
-    opened = open_bundle(await written(tmp_path / "b.zip"))
+    opened = open_bundle(await written_bundle(tmp_path / "b.zip"))
     with pytest.raises(StreamUnavailable, match="not in this bundle"):
         await opened.state("TOKENS")
 
@@ -75,7 +56,7 @@ def test_a_file_that_is_none_is_told(tmp_path: Path):
 
 
 async def test_a_bundle_cut_short_is_told(tmp_path: Path):
-    whole = (await written(tmp_path / "b.zip")).read_bytes()
+    whole = (await written_bundle(tmp_path / "b.zip")).read_bytes()
     for size in range(0, len(whole) - 1, len(whole) // 23):
         (tmp_path / "cut.zip").write_bytes(whole[:size])
         with pytest.raises(BadBundle):
@@ -113,7 +94,7 @@ async def test_a_bundle_that_was_changed_is_told(
     tmp_path: Path, change: Callable[[str, bytes], bytes], why: str
 ):
     with pytest.raises(BadBundle, match=why):
-        open_bundle(changed(await written(tmp_path / "b.zip"), change))
+        open_bundle(changed(await written_bundle(tmp_path / "b.zip"), change))
 
 
 async def test_a_bundle_that_says_to_be_huge_is_not_unpacked(tmp_path: Path):
@@ -125,11 +106,11 @@ async def test_a_bundle_that_says_to_be_huge_is_not_unpacked(tmp_path: Path):
         return json.dumps(values).encode()
 
     with pytest.raises(BadBundle, match="more than 2048 MiB"):
-        open_bundle(changed(await written(tmp_path / "b.zip"), swollen))
+        open_bundle(changed(await written_bundle(tmp_path / "b.zip"), swollen))
 
 
 async def test_no_changed_byte_of_what_was_recorded_goes_unnoticed(tmp_path: Path):
-    path = await written(tmp_path / "b.zip")
+    path = await written_bundle(tmp_path / "b.zip")
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         packed = archive.getinfo(STATES)
@@ -144,7 +125,7 @@ async def test_no_changed_byte_of_what_was_recorded_goes_unnoticed(tmp_path: Pat
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 async def test_what_is_packed_otherwise_is_refused_unread(tmp_path: Path, packing: int):
-    path, other = await written(tmp_path / "b.zip"), tmp_path / "other.zip"
+    path, other = await written_bundle(tmp_path / "b.zip"), tmp_path / "other.zip"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(other, "w", packing) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
@@ -152,7 +133,7 @@ async def test_what_is_packed_otherwise_is_refused_unread(tmp_path: Path, packin
         open_bundle(other)
 
 
-async def test_too_much_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_too_much_is_not_written_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bundle, "MESSAGES_MAX", 10)
     with pytest.raises(BadBundle, match="choose instants closer together"):
-        await written(tmp_path / "b.zip")
+        await written_bundle(tmp_path / "b.zip")
