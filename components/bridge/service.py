@@ -16,9 +16,10 @@ from components.bridge.settings import BridgeSettings
 from components.bridge.trust import Trust
 from components.bridge.udp import Packet, Udp, bind
 from components.bridge.windows import Windows
-from components.domain.signed_frame import BadKeys, parse_keys
+from components.domain.signed_frame import BadKeys
 from components.host.errors import CannotStart
 from components.host.host import Host
+from components.host.signing_keys import read_keys
 from schemas.engine import EngineStateReceived, EngineStatesReceived, ShowStates
 
 
@@ -155,20 +156,14 @@ class BridgeService:
 
 def trust_of(settings: BridgeSettings) -> Trust:
     """Whom to believe, by the settings; raises ``CannotStart`` for keys that cannot be used."""
+    try:
+        keys = read_keys(settings.keys_file) if settings.keys_file else {}
+    except BadKeys as error:
+        raise CannotStart(str(error)) from error
     return Trust(
         settings.trust,
-        _keys(settings.keys_file) if settings.keys_file else {},
+        keys,
         Windows(settings.engines_max, settings.clock_ms_max),
         settings.networks(),
         frozenset(settings.mixed_engines),
     )
-
-
-def _keys(file: str) -> dict[str, bytes]:
-    path = Path(file)
-    try:
-        if path.stat().st_mode & 0o077:
-            raise CannotStart(f"others may read the keys in {path}: chmod 600 {path}")
-        return parse_keys(path.read_text(encoding="ascii"))
-    except (OSError, UnicodeDecodeError, BadKeys) as error:
-        raise CannotStart(f"cannot use the keys in {path}: {error}") from error

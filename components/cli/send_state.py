@@ -4,7 +4,6 @@ import argparse
 import json
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from components.cli import found
@@ -27,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="another value for a field; numbers are numbers; repeatable",
     )
-    add("--sign", metavar="FILE", help="sign it with the first key in this file (KEY_ID HEX)")
+    add(
+        "--sign",
+        metavar="FILE",
+        help="sign it with the first key in this file (KEY_ID HEX, mode 0600)",
+    )
     found.add_data_argument(parser)
 
 
@@ -61,13 +64,13 @@ def address(args: argparse.Namespace) -> tuple[str, int]:
 
 def signed(plain: bytes, file: str, now_ms: int) -> bytes:
     """The datagram as a sender of its own life signs its first one."""
-    from components.domain.signed_frame import BadKeys, parse_keys, sign
+    from components.domain.signed_frame import BadKeys, sign
+    from components.host.signing_keys import read_keys
 
     try:
-        text = Path(file).read_text(encoding="ascii")
-        key_id, key = next(iter(parse_keys(text).items()))
-    except (OSError, UnicodeDecodeError, BadKeys) as error:
-        raise CommandFailed(f"cannot use the keys in {file}: {error}") from error
+        key_id, key = next(iter(read_keys(file).items()))
+    except BadKeys as error:
+        raise CommandFailed(str(error)) from error
     return sign(plain, key_id=key_id, key=key, epoch=now_ms, seq=1, sent_ms=now_ms)
 
 

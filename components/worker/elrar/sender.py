@@ -5,10 +5,10 @@ import logging
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any, Final
 
-from components.domain.signed_frame import BadKeys, parse_keys, sign
+from components.domain.signed_frame import BadKeys, sign
+from components.host.signing_keys import read_keys
 from components.worker.elrar.core import EngineState, Step
 from components.worker.elrar.settings import ElrarSettings
 
@@ -114,9 +114,9 @@ class Sender:
         if not file:
             return None
         try:
-            return next(iter(parse_keys(Path(file).read_text(encoding="ascii")).items()))
-        except (OSError, UnicodeDecodeError, BadKeys) as error:
-            self._warn("no state is sent: the keys in %s cannot be used: %s", file, error)
+            return next(iter(read_keys(file).items()))
+        except BadKeys as error:
+            self._warn("no state is sent: %s", error)
             self._ended.set()
             return None
 

@@ -11,7 +11,7 @@ PORT: Final = "VLLM_ELRAR_GATEWAY_PORT"
 BROADCAST_PORT: Final = "VLLM_ELRAR_BROADCAST_PORT"
 INTERVAL: Final = "VLLM_ELRAR_PUSH_INTERVAL"
 ENGINE_ID: Final = "VLLM_ELRAR_ENGINE_ID"
-#: Ours: a file of keys (``components.domain.signed_frame``); its first key signs.
+#: Ours: a file of keys (``components.host.signing_keys``), mode 0600; its first key signs.
 KEYS_FILE: Final = "VLLM_ELRAR_KEYS_FILE"
 
 DEFAULT_PORT: Final = 9999

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from components.bridge.datagram import read as read_datagram
+from components.domain.signed_frame import verify
 from components.worker.elrar import sender as sending
 from components.worker.elrar.core import HEARTBEAT_S, STUCK_S, EngineState, Step
 from components.worker.elrar.sender import Sender, own_address
@@ -214,12 +215,12 @@ def test_a_pause_between_two_requests_is_no_step():
 
 
 @contextmanager
-def heard(host="127.0.0.1"):
+def heard(host="127.0.0.1", keys_file=""):
     """A bridge's socket, and an agent that says its engine's state there, to a name for it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bridge:
         bridge.bind(("127.0.0.1", 0))
         bridge.settimeout(5)
-        to = ElrarSettings("unicast", host, bridge.getsockname()[1], 0.001, "e1")
+        to = ElrarSettings("unicast", host, bridge.getsockname()[1], 0.001, "e1", keys_file)
         sender = Sender(to, EngineState("e1", 0.02, 1000, 8))
         try:
             yield bridge, sender
@@ -241,6 +242,38 @@ def test_states_leave_in_steps_and_heartbeats_without_any():
         sender.on_step(step(time.monotonic(), waiting=5))
         assert read_datagram(bridge.recv(2048)).pending_tokens_total == 5
     assert (sender.sent, sender.lost) == (2, 0)
+
+
+def keys_file(folder, mode):
+    file = folder / "udp.keys"
+    file.write_text(f"k1 {'ab' * 32}\nold {'cd' * 32}\n")
+    file.chmod(mode)
+    return str(file)
+
+
+def test_who_has_a_key_signs_and_numbers_what_it_says(tmp_path):
+    with heard(keys_file=keys_file(tmp_path, 0o600)) as (bridge, sender):
+        frames = [verify(bridge.recv(2048), {"k1": b"\xab" * 32})]
+        sender.on_step(step(time.monotonic(), waiting=5))
+        frames.append(verify(bridge.recv(2048), {"k1": b"\xab" * 32}))
+    assert [frame.seq for frame in frames] == [1, 2]
+    assert len({frame.epoch for frame in frames}) == 1
+    assert read_datagram(frames[1].payload).pending_tokens_total == 5
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640])
+def test_a_key_that_others_may_read_signs_nothing_and_the_engine_is_told(tmp_path, caplog, mode):
+    file = keys_file(tmp_path, mode)
+    with heard(keys_file=file) as (bridge, sender):
+        sender.on_step(step(time.monotonic(), waiting=5))
+        until(lambda: not sender._thread.is_alive())
+        bridge.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            bridge.recv(2048)
+    assert sender.sent == 0
+    assert [record.message for record in caplog.records] == [
+        f"no state is sent: others may read the keys in {file}: chmod 600 {file}"
+    ]
 
 
 def test_broadcasts_are_allowed_to_the_socket_that_sends_them():
