@@ -16,14 +16,12 @@ from typing import Final
 
 from components.bridge.datagram import BadDatagram, Datagram
 from components.bridge.trust import Heard, NotBelieved, Trust
-from components.bridge.windows import Windows
+from components.bridge.windows import DUPLICATE_S, Windows
 from components.domain.rates import Rates
 from schemas.engine import EngineStateReceived, EngineStateSeen, ShowStates, ShowStatesReply
 
 #: States that are kept of one engine.
 HISTORY: Final = 100
-#: A broadcasting sender reaches one host by up to three ways, at once.
-DUPLICATE_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -106,7 +104,7 @@ class BridgeCore:
             totals["rate_limited_total"] += 1
             return None
         try:
-            heard = self.trust.believe(data, host, wall_ms)
+            heard = self.trust.believe(data, host, now_s, wall_ms)
         except NotBelieved as error:
             self._not_believed(error.reason)
             return None
@@ -196,6 +194,9 @@ class BridgeCore:
 
     def _news(self, heard: Heard, now_s: float) -> Known | None:
         """The engine's entry with ``heard`` as its last state; None when that is no news."""
+        if heard.copy:
+            self.totals["duplicates_total"] += 1
+            return None
         engine_id = heard.datagram.engine_id
         known = self._engines.get(engine_id)
         if known is None:

@@ -50,7 +50,8 @@ class BridgeService:
 
     async def start(self) -> None:
         settings = self._settings
-        self._core.trust = trust_of(settings)
+        clock = self._host.clock
+        self._core.trust = trust_of(settings, clock.now_s(), clock.wall_ms())
         if settings.log_states:
             self._log = LogFile(
                 Path(settings.log_file),
@@ -154,8 +155,11 @@ class BridgeService:
             self._host.counters["kernel_dropped_total"] = self._udp.kernel_dropped()
 
 
-def trust_of(settings: BridgeSettings) -> Trust:
-    """Whom to believe, by the settings; raises ``CannotStart`` for keys that cannot be used."""
+def trust_of(settings: BridgeSettings, now_s: float, wall_ms: int) -> Trust:
+    """Whom to believe from now on, by the settings.
+
+    Raises ``CannotStart`` for keys that cannot be used.
+    """
     try:
         keys = read_keys(settings.keys_file) if settings.keys_file else {}
     except BadKeys as error:
@@ -163,7 +167,7 @@ def trust_of(settings: BridgeSettings) -> Trust:
     return Trust(
         settings.trust,
         keys,
-        Windows(settings.engines_max, settings.clock_ms_max),
+        Windows(settings.engines_max, settings.clock_ms_max, now_s, wall_ms),
         settings.networks(),
         frozenset(settings.mixed_engines),
     )

@@ -56,7 +56,8 @@ class BridgeSettings(Settings):
     keys_file: str = ""
     mixed_networks: tuple[str, ...] = Field(default=(), max_length=256)
     mixed_engines: tuple[str, ...] = Field(default=(), max_length=4096)
-    #: A new life of a signed sender is believed when its clock is no further from ours.
+    #: A new life of a signed sender is believed when its clock is no further from ours, and for so
+    #: long after the bridge's own start only what was sent since (see ``windows.py``).
     clock_ms_max: int = Field(default=30_000, ge=1000)
 
     #: Per sending host: a rack of engines behind one address fits, a flood does not.

@@ -18,7 +18,7 @@ Mode = Literal["required", "mixed", "legacy"]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Why a whole datagram was not believed. For programs: counters are named after these.
-_UNTRUSTED: Final = {"replayed", "old_epoch", "clock"}
+_UNTRUSTED: Final = {"replayed", "old_epoch", "clock", "before_start"}
 
 
 class NotBelieved(ValueError):
@@ -31,13 +31,17 @@ class NotBelieved(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A datagram that is believed. ``late``: a later one of its sender was heard before it."""
+    """A datagram that is believed. ``late``: a later one of its sender was heard before it.
+
+    ``copy``: it came another way just before.
+    """
 
     datagram: Datagram
     sender: tuple[str, str] | None = None
     epoch: int = 0
     seq: int = 0
     late: bool = False
+    copy: bool = False
 
     @property
     def signed(self) -> bool:
@@ -55,10 +59,10 @@ class Trust:
     engines: frozenset[str] = frozenset()
     _allowed: dict[str, bool] = field(default_factory=dict)
 
-    def believe(self, data: bytes, host: str, wall_ms: int) -> Heard:
+    def believe(self, data: bytes, host: str, now_s: float, wall_ms: int) -> Heard:
         """The state in ``data``; raises ``NotBelieved`` or ``BadDatagram``."""
         if is_frame(data):
-            return self._signed(data, wall_ms)
+            return self._signed(data, now_s, wall_ms)
         if self.mode == "required":
             raise NotBelieved("unsigned")
         if self.mode == "mixed" and not self._listed(host):
@@ -68,17 +72,18 @@ class Trust:
             raise NotBelieved("unsigned")
         return Heard(datagram)
 
-    def _signed(self, data: bytes, wall_ms: int) -> Heard:
+    def _signed(self, data: bytes, now_s: float, wall_ms: int) -> Heard:
         try:
             frame = verify(data, self.keys)
         except BadFrame as error:
             raise NotBelieved(error.reason) from None
         datagram = read(frame.payload)
         sender = (frame.key_id, datagram.engine_id)
-        verdict = self.windows.take(sender, frame.epoch, frame.seq, frame.sent_ms, wall_ms)
+        verdict = self.windows.take(sender, frame, now_s, wall_ms)
         if verdict in _UNTRUSTED:
             raise NotBelieved(verdict)
-        return Heard(datagram, sender, frame.epoch, frame.seq, late=verdict == "late")
+        late, copy = verdict == "late", verdict == "copy"
+        return Heard(datagram, sender, frame.epoch, frame.seq, late=late, copy=copy)
 
     def _listed(self, host: str) -> bool:
         """Is the address in one of the networks? Remembers some, because few hosts send."""

@@ -41,13 +41,14 @@ class BadFrame(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame whose HMAC was right."""
+    """A frame whose HMAC was right; two with one ``mac`` are the same frame."""
 
     key_id: str
     epoch: int
     seq: int
     sent_ms: int
     payload: bytes
+    mac: bytes
 
 
 def is_frame(data: bytes) -> bool:
@@ -79,9 +80,10 @@ def verify(data: bytes, keys: Mapping[str, bytes]) -> Frame:
     key = keys.get(key_id)
     if key is None:
         raise BadFrame("unknown_key")
-    if not hmac.compare_digest(hmac.digest(key, data[:end], "sha256"), data[end:]):
+    mac = data[end:]
+    if not hmac.compare_digest(hmac.digest(key, data[:end], "sha256"), mac):
         raise BadFrame("forged")
-    return Frame(key_id, epoch, seq, sent_ms, data[end - length : end])
+    return Frame(key_id, epoch, seq, sent_ms, data[end - length : end], mac)
 
 
 class BadKeys(ValueError):

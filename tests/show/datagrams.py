@@ -20,6 +20,7 @@ from bus import subjects
 from bus.errors import NoResponders
 from bus.history import History
 from bus.nats_bus import NatsBus
+from components.bridge.windows import DUPLICATE_S
 from components.domain.signed_frame import sign
 from schemas.engine import EngineStatesReceived, ShowStates, ShowStatesReply
 from schemas.fleet import ShowComponent, ShowComponentReply
@@ -52,10 +53,14 @@ KEY = bytes(range(32))
 
 @dataclass(slots=True)
 class Corpus:
-    """Datagrams in order, and by how much each counter must have grown at the end."""
+    """Datagrams in order, and by how much each counter must have grown at the end.
+
+    ``later``: those that come when the time for copies is over.
+    """
 
     now_ms: int
     datagrams: list[bytes] = field(default_factory=list)
+    later: list[bytes] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     latest: dict[str, int] = field(default_factory=dict)
     _seq: int = 0
@@ -86,11 +91,15 @@ class Corpus:
         self._add(data, counter, fields)
         return data
 
-    def again(self, counter: str, data: bytes) -> None:
-        self._add(data, counter, {})
+    def again(self, counter: str, data: bytes, *, later: bool = False) -> None:
+        (self.later if later else self.datagrams).append(data)
+        self._count(counter, {})
 
     def _add(self, data: bytes, counter: str | None, fields: dict[str, Any]) -> None:
         self.datagrams.append(data)
+        self._count(counter, fields)
+
+    def _count(self, counter: str | None, fields: dict[str, Any]) -> None:
         self.counts["received_total"] += 1
         if counter is None:
             engine = fields.get("engine_id", GOOD["engine_id"])
@@ -157,11 +166,14 @@ def _order(made: Corpus, now_ms: int) -> None:
 def _signatures(made: Corpus, now_ms: int) -> None:
     one = "http://10.1.0.6:8000"
     first = made.signed(None, epoch=5, seq=10, engine_id=one, pending_tokens_total=1)
-    made.again("unbelieved_replayed_total", first)
+    made.again("duplicates_total", first)
+    made.again("unbelieved_replayed_total", first, later=True)
     made.signed(None, epoch=5, seq=12, engine_id=one, pending_tokens_total=2)
     made.signed("reordered_total", epoch=5, seq=11, engine_id=one, pending_tokens_total=3)
     made.signed("unbelieved_old_epoch_total", epoch=4, seq=99, engine_id=one)
     made.signed("unbelieved_clock_total", epoch=6, seq=1, engine_id=one, sent_ms=now_ms - 60_000)
+    early = now_ms - 25_000  # what the bridge's clock would let pass, and its start does not
+    made.signed("unbelieved_before_start_total", epoch=6, seq=1, engine_id=one, sent_ms=early)
     made.again("unbelieved_forged_total", first[:-1] + bytes([first[-1] ^ 1]))
     made.again("unbelieved_unknown_key_total", first.replace(b"k1", b"k7", 1))
     made.again("unbelieved_not_a_frame_total", first[:50])
@@ -185,6 +197,9 @@ async def every_kind(run: Run) -> Figure:
             for data in made.datagrams:
                 sender.sendto(data, (host, int(port)))
                 await asyncio.sleep(0.0005)
+            await asyncio.sleep(2 * DUPLICATE_S)
+            for data in made.later:
+                sender.sendto(data, (host, int(port)))
         await asyncio.sleep(0.5)
         after = await _shown(fleet)
         counters = await fleet.counters("bridge-0")
@@ -196,8 +211,8 @@ async def every_kind(run: Run) -> Figure:
     right = sum(held.get(engine) == pending for engine, pending in made.latest.items())
     faults = counters.get("faults_total", 0) + counters.get("bus_handler_errors_total", 0)
     text = (
-        f"{len(made.datagrams)} datagrams, {len(made.counts)} counters: {len(wrong)} wrong"
-        f"{f' {wrong}' if wrong else ''}; {right} of {len(made.latest)} latest states right;"
+        f"{made.counts['received_total']} datagrams, {len(made.counts)} counters: {len(wrong)}"
+        f" wrong{f' {wrong}' if wrong else ''}; {right} of {len(made.latest)} latest states right;"
         f" {faults} exceptions"
     )
     return Figure(text, alive and not wrong and not faults and right == len(made.latest), {})

@@ -16,11 +16,13 @@ from components.bridge import datagram
 from components.bridge.service import BridgeService
 from components.bridge.settings import BridgeSettings
 from components.bridge.udp import kernel_dropped
+from components.bridge.windows import DUPLICATE_S
 from components.domain.signed_frame import sign
 from components.host.errors import CannotStart
 from components.host.settings import load
 from schemas.engine import EngineStateReceived, EngineStatesReceived
 from tests.support.host import HostInTest, connected_host
+from tests.support.nats import until
 
 
 class Yard:
@@ -170,6 +172,24 @@ async def test_a_broadcast_is_told_from_a_datagram_to_us():
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+async def test_an_ipv4_broadcast_at_an_ipv6_wildcard_is_told_as_one():
+    try:
+        async with bridge(bind_address="::") as yard:
+            yard.sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            try:
+                yard.sender.sendto(datagram.test_datagram("a", 1), ("127.255.255.255", yard.port))
+            except OSError as error:
+                pytest.skip(f"loopback takes no broadcast here: {error}")
+            yard.send(datagram.test_datagram("b", 1))
+            await yard.until(lambda: len(yard.events) == 2)
+    except CannotStart as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    counters = yard.host.counters
+    assert counters["broadcast_received_total"] == counters["unicast_received_total"] == 1
+    assert {e.source_address.rpartition(":")[0] for e in yard.events} == {"127.0.0.1"}
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 async def test_an_ipv6_wildcard_takes_both_families():
     async with bridge(bind_address="::") as yard:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
@@ -216,9 +236,32 @@ async def test_a_bridge_that_asks_for_signatures_believes_nothing_else(tmp_path:
         later = sign(plain, key_id="k1", key=b"\xab" * 32, epoch=now_ms, seq=2, sent_ms=now_ms)
         yard.send(later)
         await yard.until(lambda: len(yard.events) == 2)
+        await asyncio.sleep(DUPLICATE_S + 0.1)
+        yard.send(signed)  # recorded, and played again
+        await until(lambda: yard.host.counters["unbelieved_total"] == 3)
     assert [(e.trust, e.sender_seq) for e in yard.events] == [("signed", 1), ("signed", 2)]
-    assert yard.host.counters["unbelieved_unsigned_total"] == 1
-    assert yard.host.counters["unbelieved_replayed_total"] == 1
+    counters = yard.host.counters
+    assert (counters["unbelieved_unsigned_total"], counters["duplicates_total"]) == (1, 1)
+    assert counters["unbelieved_replayed_total"] == counters["unbelieved_unknown_key_total"] == 1
+
+
+async def test_a_bridge_that_was_restarted_believes_no_recording_of_its_former_life(tmp_path: Path):
+    keys = keys_file(tmp_path)
+    now_ms = time.time_ns() // 1_000_000
+    plain = datagram.test_datagram("a", now_ms)
+    recorded = [
+        sign(plain, key_id="k1", key=b"\xab" * 32, epoch=now_ms, seq=seq, sent_ms=now_ms - 5_000)
+        for seq in (1, 2)
+    ]
+    async with bridge(trust="required", keys_file=keys) as yard:
+        for data in recorded:
+            yard.send(data)
+        await until(lambda: yard.host.counters.get("unbelieved_before_start_total", 0) == 2)
+        now_ms = time.time_ns() // 1_000_000
+        alive = sign(plain, key_id="k1", key=b"\xab" * 32, epoch=now_ms, seq=3, sent_ms=now_ms)
+        yard.send(alive)
+        await yard.until(lambda: bool(yard.events))
+    assert [e.sender_seq for e in yard.events] == [3]
 
 
 async def test_keys_that_others_may_read_are_not_used(tmp_path: Path):

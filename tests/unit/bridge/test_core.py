@@ -289,7 +289,8 @@ def frame(
 
 
 def trusting(mode: trust.Mode = "required", **more: Any) -> BridgeCore:
-    return BridgeCore(trust=trust.Trust(mode, KEYS, Windows(64, 30_000), **more))
+    given = {"windows": Windows(64, 30_000), **more}
+    return BridgeCore(trust=trust.Trust(mode, KEYS, **given))
 
 
 def heard(core: BridgeCore, data: bytes, now_s: float = 1.0, host: str = "10.0.0.7") -> bool:
@@ -304,7 +305,8 @@ def test_signed_states_are_marked_and_numbered():
 
 
 def test_forged_replayed_unsigned_and_old_ones_are_refused_each_by_its_name():
-    core = trusting()
+    started = Windows(64, 30_000, started_s=0.0, started_ms=WALL - 20_000)
+    core = trusting(windows=started)
     assert heard(core, frame(5))
     refused = {
         "replayed": frame(5),
@@ -314,9 +316,10 @@ def test_forged_replayed_unsigned_and_old_ones_are_refused_each_by_its_name():
         "unsigned": datagram.test_datagram("http://a:8000", WALL),
         "old_epoch": frame(9, epoch=6),
         "clock": frame(1, epoch=8, at_ms=WALL - 31_000),
+        "before_start": frame(1, epoch=8, at_ms=WALL - 21_000),
     }
     for data in refused.values():
-        assert not heard(core, data)
+        assert not heard(core, data, now_s=1.6)
     counted = {
         n[11:-6]: c
         for n, c in core.totals.items()
@@ -325,6 +328,40 @@ def test_forged_replayed_unsigned_and_old_ones_are_refused_each_by_its_name():
     assert counted == dict.fromkeys(refused, 1)
     assert core.totals["unbelieved_total"] == len(refused)
     assert core.totals["valid_total"] == 1
+
+
+def test_copies_of_one_signed_broadcast_are_one_state_and_no_attack():
+    core = trusting()
+    data = frame(5)
+    assert core.on_datagram(data, "10.0.0.7", 5000, 1.0, WALL, broadcast=True) is not None
+    assert not heard(core, data, now_s=1.001, host="127.0.0.1")
+    assert not heard(core, data, now_s=1.002)
+    totals = core.totals
+    assert (totals["duplicates_total"], totals["unbelieved_total"]) == (2, 0)
+    assert totals["received_total"] == totals["valid_total"] == 3
+    # Played again it is one, and so is its number around something else.
+    assert not heard(core, data, now_s=2.0)
+    assert not heard(core, frame(5, pending_tokens_total=9), now_s=2.0)
+    assert totals["unbelieved_replayed_total"] == 2
+    (seen,) = core.show(ShowStates(), 2.0).engines
+    assert (seen.kept, seen.heard, seen.lost, seen.age_ms) == (1, 1, 0, 1000)
+
+
+def test_the_copy_of_one_for_which_there_was_no_room_makes_no_engine():
+    core = trusting()
+    core.engines_max = 1
+    other = signed_frame.sign(
+        datagram.test_datagram("http://b:8000", WALL),
+        key_id="k1",
+        key=KEYS["k1"],
+        epoch=7,
+        seq=1,
+        sent_ms=WALL,
+    )
+    assert heard(core, other, now_s=0.9)
+    assert not heard(core, frame(5), now_s=10.8)
+    assert not heard(core, frame(5), now_s=11.1)  # now there would be room
+    assert core.totals["engines_ignored_total"] == core.totals["duplicates_total"] == 1
 
 
 def test_a_signed_one_out_of_order_is_counted_and_fills_the_gap_it_left():
