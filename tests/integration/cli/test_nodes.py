@@ -11,7 +11,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.integration.cli.yards import FAST, Yard, yard
+from bus.records import Record, Records
+from tests.integration.cli.yards import FAST, Yard, until, yard
 from tests.show.nvllm import Calls, _nodes, _sessions
 
 pytestmark = pytest.mark.timeout(180)
@@ -123,6 +124,45 @@ def test_a_node_s_own_account_changes_itself_and_no_other(here: Yard, tmp_path: 
     missing = here.run("users", "put", "n7", "--role", "node")
     assert (missing.returncode, "needs a password" in missing.stderr) == (1, True)
     here.run("nodes", "delete", "n5")
+
+
+def test_one_node_is_the_same_in_every_layer_from_the_path_to_the_record(here: Yard):
+    headers = {"Authorization": f"Bearer {token(here)}", "X-Trace-ID": "layers-1"}
+    fields = {"node_id": "layered", "node_address": "10.0.0.8", "remark": "rack 8"}
+    register = f"{here.url}/api/node/node/register"
+
+    # What stands before the paths: who asks, and the envelope.
+    assert httpx.post(register, json=fields).json()["error"] == "Token required"
+    answer = httpx.post(register, headers=headers, json=fields).json()
+    assert (answer["code"], answer["trace_id"]) == (200, "layers-1")
+
+    def without_times(node: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in node.items() if k not in {"create_time", "update_time"}}
+
+    # The path's answer, the registry's to the question behind it, the record behind that.
+    made = without_times(answer["data"])
+    assert fields.items() <= made.items()
+    asked = without_times(json.loads(here.run("nodes", "show", "layered", "--json").stdout))
+    record = asyncio.run(record_of(here, "layered"))
+    kept = without_times(json.loads(record.value))
+    assert made == asked == {**kept, "revision": record.revision, "healthy": None}
+
+    # And what those hear who only listen, with the trace of the call.
+    def told() -> list[dict[str, Any]]:
+        lines = here.run("events", "FLEET", "--json").stdout.splitlines()
+        return [told for line in lines if (told := json.loads(line)).get("node_id") == "layered"]
+
+    [event] = until(told, "the change is told")
+    assert (event["revision"], event["trace_id"]) == (record.revision, "layers-1")
+    assert here.run("nodes", "delete", "layered").returncode == 0
+
+
+async def record_of(here: Yard, node: str) -> Record:
+    key_file = Path(here.page().keys_dir) / "registry-0.nk"
+    async with Records(here.page().nats_url, key_file, source="registry-0") as records:
+        found = await records.get("nodes", node)
+        assert found is not None
+        return found
 
 
 def test_more_nodes_than_one_page_holds_are_listed_whole_everywhere(here: Yard):

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from components.domain.bodies import Emitted
 from components.host.clock import SystemClock
@@ -30,6 +28,7 @@ from tests.support.nats import until
 from tests.support.openai_server import Fault, OpenAIServer
 from tests.support.sglang_server import logprob, told
 from tests.support.sink import Sink
+from tests.support.word_tokenizer import write_word_tokenizer
 
 PROMPT = tuple(range(300, 320))
 FAST: dict[str, Any] = {
@@ -44,12 +43,7 @@ CHAT = '[{"role":"user","content":"hi"}]'
 @pytest.fixture
 def tokenizer_dir(tmp_path):
     """Ids have texts of their own here: what the server writes is not needed."""
-    vocabulary = {f"t{i}": i for i in range(1100)}
-    Tokenizer(WordLevel(vocabulary, unk_token="t0")).save(str(tmp_path / "tokenizer.json"))
-    config = {"eos_token": {"content": "t2"}, "bos_token": "t1", "chat_template": "{{ messages }}"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
-    return tmp_path
+    return write_word_tokenizer(tmp_path)
 
 
 class Agent(Sink):

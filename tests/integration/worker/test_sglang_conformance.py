@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 
 from components.domain import sse
 from components.domain.bodies import Emitted
@@ -28,6 +26,7 @@ from schemas.body import SamplingParameters
 from tests.support.nats import until
 from tests.support.sglang_server import Fault, Hub, SglangServer, logprob, piece, servers, told
 from tests.support.sink import Sink
+from tests.support.word_tokenizer import write_word_tokenizer
 
 PROMPT = tuple(range(300, 320))
 FAST = {
@@ -181,12 +180,7 @@ class Agent(Sink):
 
 @pytest.fixture
 def tokenizer_dir(tmp_path):
-    vocabulary = {f"t{i}": i for i in range(1100)}
-    Tokenizer(WordLevel(vocabulary, unk_token="t0")).save(str(tmp_path / "tokenizer.json"))
-    config = {"eos_token": {"content": "t2"}, "bos_token": "t1", "chat_template": "{{ messages }}"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3]}))
-    return tmp_path
+    return write_word_tokenizer(tmp_path)
 
 
 @pytest.fixture
