@@ -127,6 +127,14 @@ class NodeChanged(Message):
     at_ms: int = 0
 
 
+class NodeAnswer(Part):
+    """One node; without it, ``refusal`` and ``detail`` say why not."""
+
+    node: Node | None = None
+    refusal: NodeRefusal | None = None
+    detail: str = ""
+
+
 class RegisterNode(Message):
     """A node makes itself known, or is written anew: what is not said has its default."""
 
@@ -137,14 +145,10 @@ class RegisterNode(Message):
     changes: NodeChanges = NodeChanges()
 
 
-class RegisterNodeReply(Message):
+class RegisterNodeReply(NodeAnswer, Message):
     """The record as it is stored."""
 
     schema_id: ClassVar[str] = "node.register_reply.v1"
-
-    node: Node | None = None
-    refusal: NodeRefusal | None = None
-    detail: str = ""
 
 
 class UpdateNode(Message):
@@ -158,14 +162,10 @@ class UpdateNode(Message):
     revision: int = Field(default=0, ge=0)
 
 
-class UpdateNodeReply(Message):
+class UpdateNodeReply(NodeAnswer, Message):
     """The record as it is stored."""
 
     schema_id: ClassVar[str] = "node.update_reply.v1"
-
-    node: Node | None = None
-    refusal: NodeRefusal | None = None
-    detail: str = ""
 
 
 class DeleteNode(Message):
@@ -178,14 +178,10 @@ class DeleteNode(Message):
     revision: int = Field(default=0, ge=0)
 
 
-class DeleteNodeReply(Message):
+class DeleteNodeReply(NodeAnswer, Message):
     """The record that was deleted."""
 
     schema_id: ClassVar[str] = "node.delete_reply.v1"
-
-    node: Node | None = None
-    refusal: NodeRefusal | None = None
-    detail: str = ""
 
 
 class ShowNode(Message):
@@ -196,14 +192,10 @@ class ShowNode(Message):
     node_id: str = _NAME
 
 
-class ShowNodeReply(Message):
+class ShowNodeReply(NodeAnswer, Message):
     """It, with the status that its lease gives it."""
 
     schema_id: ClassVar[str] = "node.show_reply.v1"
-
-    node: Node | None = None
-    refusal: NodeRefusal | None = None
-    detail: str = ""
 
 
 class ListNodes(Message):
