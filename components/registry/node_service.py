@@ -5,9 +5,9 @@ from typing import TypeVar
 
 from bus import subjects
 from bus.bus import Received, Subscription
-from bus.errors import StreamUnavailable
 from bus.records import Records
 from components.host.host import Host
+from components.registry.loading import until_read
 from components.registry.nodes import NodeRefused, NodeTable, Put
 from components.registry.probing import Prober
 from components.registry.records import NodeRecords
@@ -29,6 +29,7 @@ from schemas.nodes import (
     UpdateNodeReply,
 )
 
+Q = TypeVar("Q", bound=Message)
 Change = TypeVar("Change", RegisterNode, UpdateNode, DeleteNode)
 R = TypeVar("R", RegisterNodeReply, UpdateNodeReply, DeleteNodeReply)
 
@@ -45,23 +46,21 @@ class NodeService:
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        bus = self._host.bus
-        pairs = (
-            (subjects.register_node(), RegisterNode, self._register),
-            (subjects.update_node(), UpdateNode, self._update),
-            (subjects.delete_node(), DeleteNode, self._delete),
-        )
-        for subject, message, handler in pairs:
-            self._subscriptions.append(
-                await bus.subscribe(subject, message, handler, queue="registry")  # type: ignore[arg-type]
-            )
-        self._subscriptions += [
-            await bus.subscribe(subjects.show_node(), ShowNode, self._show, queue="registry"),
-            await bus.subscribe(subjects.list_nodes(), ListNodes, self._list, queue="registry"),
-        ]
+        await self._listen(RegisterNode, self._register)
+        await self._listen(UpdateNode, self._update)
+        await self._listen(DeleteNode, self._delete)
+        await self._listen(ShowNode, self._show)
+        await self._listen(ListNodes, self._list)
         self._host.tasks.every("nodes.tick", 1.0, self._tick)
         self._prober.start()
-        _ = self._host.tasks.spawn("nodes.load", self._load())
+        load = until_read(self._host, "the records of nodes", self._records.load)
+        _ = self._host.tasks.spawn("nodes.load", load)
+
+    async def _listen(self, question: type[Q], handler: Callable[[Received[Q]], None]) -> None:
+        subject = subjects.function_of(question)()
+        self._subscriptions.append(
+            await self._host.bus.subscribe(subject, question, handler, queue="registry")
+        )
 
     async def stop(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -73,34 +72,35 @@ class NodeService:
         """The bus was away: no node could be heard."""
         self._table.begin_leases(self._host.clock.now_s())
 
-    async def _load(self) -> None:
-        while not self._records.loaded:
-            try:
-                await self._records.load()
-            except StreamUnavailable as error:
-                self._host.log.warning("the records of nodes cannot be read yet: %s", error)
-                await self._host.clock.sleep(1.0)
-
     # Changes.
 
     def _register(self, asked: Received[RegisterNode]) -> None:
-        wall_ms = self._host.clock.wall_ms()
-        self._change(asked, lambda: self._table.register(asked.message, wall_ms), RegisterNodeReply)
+        self._change(
+            asked,
+            lambda: self._table.register(asked.message, self._host.clock.wall_ms()),
+            RegisterNodeReply,
+        )
 
     def _update(self, asked: Received[UpdateNode]) -> None:
-        message, now_s = asked.message, self._host.clock.now_s()
+        if self._table.is_renewal(asked.message):
+            self._renew(asked)
+        else:
+            self._change(asked, lambda: self._updated(asked.message), UpdateNodeReply)
+
+    def _renew(self, asked: Received[UpdateNode]) -> None:
+        """Nothing new is said: whoever may say it renews the lease, and nothing is written."""
+        message = asked.message
         try:
-            put = self._table.update(message, self._host.clock.wall_ms())
+            _ = self._updated(message)
         except NodeRefused as why:
             self._refuse(asked, UpdateNodeReply, why)
             return
-        if self._table.is_renewal(message):
-            self._renewed(message.node_id, message.caller)
-            node = self._table.show(put.node_id, now_s)
-            self._host.bus.respond(asked, UpdateNodeReply(node=node))
-            return
-        wall_ms = self._host.clock.wall_ms()
-        self._change(asked, lambda: self._table.update(message, wall_ms), UpdateNodeReply)
+        self._renewed(message.node_id, message.caller)
+        node = self._table.show(message.node_id, self._host.clock.now_s())
+        self._host.bus.respond(asked, UpdateNodeReply(node=node))
+
+    def _updated(self, message: UpdateNode) -> Put:
+        return self._table.update(message, self._host.clock.wall_ms())
 
     def _delete(self, asked: Received[DeleteNode]) -> None:
         self._change(asked, lambda: self._table.delete(asked.message), DeleteNodeReply)
@@ -159,23 +159,32 @@ class NodeService:
     # Questions.
 
     def _show(self, asked: Received[ShowNode]) -> None:
-        reply: Message
-        try:
-            self._check_loaded()
-            node = self._table.show(asked.message.node_id, self._host.clock.now_s())
-            reply = ShowNodeReply(node=node)
-        except NodeRefused as why:
-            reply = ShowNodeReply(refusal=why.reason, detail=str(why))
-        self._host.bus.respond(asked, reply)
+        now_s = self._host.clock.now_s()
+        self._answer(
+            asked,
+            lambda: ShowNodeReply(node=self._table.show(asked.message.node_id, now_s)),
+            ShowNodeReply,
+        )
 
     def _list(self, asked: Received[ListNodes]) -> None:
+        self._answer(asked, lambda: self._page(asked.message), ListNodesReply)
+
+    def _page(self, asked: ListNodes) -> ListNodesReply:
+        nodes, more = self._table.page(asked, self._host.clock.now_s())
+        return ListNodesReply(nodes=nodes, more=more)
+
+    def _answer(
+        self,
+        asked: Received[Q],
+        find: Callable[[], Message],
+        refused: type[ShowNodeReply] | type[ListNodesReply],
+    ) -> None:
         reply: Message
         try:
             self._check_loaded()
-            nodes, more = self._table.page(asked.message, self._host.clock.now_s())
-            reply = ListNodesReply(nodes=nodes, more=more)
+            reply = find()
         except NodeRefused as why:
-            reply = ListNodesReply(refusal=why.reason, detail=str(why))
+            reply = refused(refusal=why.reason, detail=str(why))
         self._host.bus.respond(asked, reply)
 
     def _check_loaded(self) -> None:
