@@ -20,13 +20,17 @@ from nats.aio.msg import Msg
 from bus.errors import RecordChanged, StreamUnavailable
 from bus.jetstream import Asking
 from bus.names import decode_name, encode_name
-from bus.streams import BUCKETS
+from bus.streams import BUCKETS, MIB
 
 _BY_NAME: Final = {bucket.name: bucket for bucket in BUCKETS}
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION: Final = "KV-Operation"
+_SUBJECT: Final = "Nats-Subject"
+_SEQUENCE: Final = "Nats-Sequence"
 #: What a record that was deleted leaves behind.
 _DELETED: Final = ("DEL", "PURGE")
+#: What one answer holds of a bucket's messages at most.
+_BATCH: Final = {"batch": 256, "max_bytes": 4 * MIB}
 #: JetStream's code for "wrong last sequence".
 _WRONG_SEQUENCE: Final = 10071
 
@@ -56,12 +60,22 @@ class Records(Asking):
 
     async def all(self, bucket: str) -> list[Record]:
         """Every record of the bucket, by name."""
+        # Not all at once: beyond 1024 subjects the server refuses. A record's later values follow
+        # its earlier ones, so the last one that is read stands.
+        found: dict[str, Record | None] = {}
+        next_seq = 1
+        while batch := await self._from(bucket, next_seq):
+            found.update((_header(m, _SUBJECT), _record(bucket, m)) for m in batch)
+            next_seq = int(_header(batch[-1], _SEQUENCE)) + 1
+        there = (record for record in found.values() if record is not None)
+        return sorted(there, key=lambda record: record.name)
+
+    async def _from(self, bucket: str, seq: int) -> list[Msg]:
+        """The next of what the bucket's stream holds from ``seq`` on; empty behind the last."""
         stream = _BY_NAME[bucket].stream
-        question = json.dumps({"multi_last": [f"$KV.{bucket}.>"]}).encode()
-        address = f"$JS.API.DIRECT.GET.{stream}"
-        answers = await self._questions.ask(stream, address, question, one=False)
-        found = [r for m in answers if (r := _record(bucket, m)) is not None]
-        return sorted(found, key=lambda record: record.name)
+        wanted = {"next_by_subj": f"$KV.{bucket}.>", "seq": seq, **_BATCH}
+        address, question = f"$JS.API.DIRECT.GET.{stream}", json.dumps(wanted).encode()
+        return await self._questions.ask(stream, address, question, one=False)
 
     async def put(self, bucket: str, name: str, value: bytes, *, revision: int) -> int:
         """Change a record that still has ``revision`` (0: make a new one); the new revision.
@@ -98,7 +112,7 @@ class Records(Asking):
             return 0
         if _record(bucket, answers[0]) is not None:
             raise RecordChanged(f"{bucket}/{name} exists")
-        return int((answers[0].headers or {})["Nats-Sequence"])
+        return int(_header(answers[0], _SEQUENCE))
 
 
 def _subject(bucket: str, name: str) -> str:
@@ -106,8 +120,12 @@ def _subject(bucket: str, name: str) -> str:
 
 
 def _record(bucket: str, message: Msg) -> Record | None:
-    headers = message.headers or {}
-    if headers.get(_OPERATION) in _DELETED:
+    if (message.headers or {}).get(_OPERATION) in _DELETED:
         return None
-    token = headers["Nats-Subject"].removeprefix(f"$KV.{bucket}.")
-    return Record(decode_name(token), message.data, int(headers["Nats-Sequence"]))
+    token = _header(message, _SUBJECT).removeprefix(f"$KV.{bucket}.")
+    return Record(decode_name(token), message.data, int(_header(message, _SEQUENCE)))
+
+
+def _header(message: Msg, name: str) -> str:
+    """What the server says with every message that it kept."""
+    return (message.headers or {})[name]

@@ -71,6 +71,16 @@ async def test_all_records_come_with_their_raw_names(records: Records) -> None:
     assert await records.all("tenants") == []
 
 
+async def test_more_records_than_the_server_gives_at_once_are_all_read(records: Records) -> None:
+    names = [f"node-{number:04}" for number in range(1100)]
+    revisions = [await records.put("nodes", name, b"one", revision=0) for name in names]
+    await records.put("nodes", names[0], b"two", revision=revisions[0])
+    await records.delete("nodes", names[1], revision=revisions[1])
+    found = await records.all("nodes")
+    assert [r.name for r in found] == [names[0], *names[2:]]
+    assert (found[0].value, found[1].value) == (b"two", b"one")
+
+
 async def test_a_value_that_is_too_large_is_refused_in_words(records: Records) -> None:
     with pytest.raises(StreamUnavailable, match="maximum"):
         await records.put("nodes", "n", bytes(300_000), revision=0)
