@@ -163,6 +163,13 @@ STREAMS: Final[tuple[Stream, ...]] = (
 
 BUCKETS: Final[tuple[Bucket, ...]] = (
     Bucket("nodes", "Registered nodes"),
+    Bucket(
+        "engines",
+        "Engines of ours: who they are, and how each was when last heard",
+        history=1,  # how it came to be so is in FLEET
+        max_bytes=80 * MIB,
+        value_bytes_max=16 * 1024,
+    ),
     Bucket("models", "Model cards", value_bytes_max=4 * MIB, max_bytes=64 * MIB),
     Bucket("tenants", "Tenants and their limits"),
     Bucket("keys", "Hashes of API keys"),

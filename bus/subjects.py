@@ -186,6 +186,10 @@ def control_engine(engine: str) -> str:
     return _subject("ask.engine.control", engine)
 
 
+def describe_engine(engine: str) -> str:
+    return _subject("ask.engine.describe", engine)
+
+
 # Who is there.
 
 
@@ -257,6 +261,28 @@ def show_node() -> str:
 
 def list_nodes() -> str:
     return _subject("ask.node.list")
+
+
+# Engines as records.
+
+
+def engine_changed(engine: str) -> str:
+    return _subject("evt.fleet.engine_changed", engine)
+
+
+def show_engine() -> str:
+    return _subject("ask.engine.show")
+
+
+def list_engines() -> str:
+    return _subject("ask.engine.list")
+
+
+def forget_engine() -> str:
+    return _subject("ask.engine.forget")
+
+
+# Accounts.
 
 
 def login() -> str:

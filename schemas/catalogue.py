@@ -18,6 +18,7 @@ from schemas import (
     body,
     client,
     engine,
+    engines,
     fleet,
     handoff,
     history,
@@ -339,6 +340,14 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         reader_is="engine",
         reply=engine.ControlEngineReply,
     ),
+    Entry(
+        engines.DescribeEngine,
+        "ask.engine.describe.{engine}",
+        ("registry", "operator"),
+        ("worker",),
+        reader_is="engine",
+        reply=engines.DescribeEngineReply,
+    ),
     # Who is there.
     Entry(
         fleet.HeartbeatSent,
@@ -412,7 +421,7 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         nodes.NodeChanged,
         "evt.fleet.node_changed.{node}",
         ("registry",),
-        (),
+        ("registry",),
     ),
     Entry(
         nodes.RegisterNode,
@@ -449,6 +458,35 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("registry",),
         reply=nodes.ListNodesReply,
     ),
+    # Engines as records.
+    Entry(
+        engines.EngineChanged,
+        "evt.fleet.engine_changed.{engine}",
+        ("registry",),
+        ("registry",),
+    ),
+    Entry(
+        engines.ShowEngine,
+        "ask.engine.show",
+        ("operator", "gateway", "client"),
+        ("registry",),
+        reply=engines.ShowEngineReply,
+    ),
+    Entry(
+        engines.ListEngines,
+        "ask.engine.list",
+        ("operator", "gateway", "client"),
+        ("registry",),
+        reply=engines.ListEnginesReply,
+    ),
+    Entry(
+        engines.ForgetEngine,
+        "ask.engine.forget",
+        ("operator",),
+        ("registry",),
+        reply=engines.ForgetEngineReply,
+    ),
+    # Accounts.
     Entry(
         access.Login,
         "ask.session.login",

@@ -49,6 +49,20 @@ from schemas.engine import (
     ShowStates,
     ShowStatesReply,
 )
+from schemas.engines import (
+    DescribeEngine,
+    DescribeEngineReply,
+    EngineAbout,
+    EngineChanged,
+    EngineRecord,
+    ForgetEngine,
+    ForgetEngineReply,
+    KnownEngine,
+    ListEngines,
+    ListEnginesReply,
+    ShowEngine,
+    ShowEngineReply,
+)
 from schemas.fleet import (
     EngineEntry,
     FleetEntry,
@@ -229,6 +243,25 @@ MODEL_CARD: Final = ModelCard(model="sim/words", created_s=1_795_000_000, contex
 
 CALLER: Final = Caller(name="admin", roles=("admin",))
 
+ENGINE: Final = EngineRecord(
+    engine="decode-0",
+    process_epoch=1_795_000_000_500,
+    state="READY",
+    role="decode",
+    model="sim/words",
+    shard="sim/words",
+    host="yard-1",
+    about=EngineAbout(
+        kind="sim",
+        version="0.1.0",
+        capabilities=("aggregated", "decode", "prefill"),
+        engine_args={"profile": "llama3-8b/tp1/h100", "speed": 1.0},
+    ),
+    about_epoch=1_795_000_000_500,
+    created_ms=1_795_000_001_000,
+    updated_ms=1_795_000_002_000,
+    revision=12,
+)
 NODE: Final = Node(
     node_id="node-1",
     node_address="10.0.0.7",
@@ -467,6 +500,22 @@ _ALL: Final[tuple[Message, ...]] = (
     ShowNodeReply(node=NODE),
     ListNodes(),
     ListNodesReply(nodes=(NODE,)),
+    EngineChanged(
+        engine="decode-0",
+        process_epoch=1_795_000_000_500,
+        state="READY",
+        role="decode",
+        revision=12,
+        at_ms=1_795_000_002_000,
+    ),
+    DescribeEngine(),
+    DescribeEngineReply(about=ENGINE.about),
+    ShowEngine(engine="decode-0"),
+    ShowEngineReply(engine=KnownEngine(record=ENGINE, heard=False, missing=True, silent_ms=90_000)),
+    ListEngines(missing=True),
+    ListEnginesReply(engines=(KnownEngine(record=ENGINE, heard=True, missing=False, silent_ms=0),)),
+    ForgetEngine(engine="decode-0"),
+    ForgetEngineReply(refusal="conflict", detail="decode-0 is heard: stop it first"),
     Login(username="admin", password="correct horse", address="10.0.0.9"),
     LoginReply(access_token="eyJ...", refresh_token="eyJ...", expires_s=900),
     RefreshSession(refresh_token="eyJ..."),

@@ -123,6 +123,10 @@ class RegistryCore:
 
     # What can be asked.
 
+    def lives(self, instance: str, process_epoch: int) -> bool:
+        """Is this very life heard now?"""
+        return self._peers.lives(instance, process_epoch)
+
     def show(self, now_s: float) -> ShowFleetReply:
         """Every process and engine heard of within ``purge_after_s``, in order of name."""
         living = [

@@ -11,6 +11,7 @@ from components.domain.outcomes import Count
 from components.host.host import Host
 from components.registry.access_service import AccessService
 from components.registry.core import Outcome, RegistryCore
+from components.registry.engine_service import EngineService
 from components.registry.node_service import NodeService
 from components.registry.settings import RegistrySettings
 from schemas.engine import EngineLoadReported, EngineStatesReceived
@@ -44,6 +45,7 @@ class RegistryService:
         # The broker knows records by another connection: they are asked for, not heard.
         self._records = Records(about.nats_url, about.nats_key_file, source=host.instance)
         self._nodes = NodeService(host, settings, self._records)
+        self._engines = EngineService(host, settings, self._records)
         self._access = AccessService(host, settings, self._records)
         self._with_records = isinstance(host.bus, NatsBus)
         self._subscriptions: list[Subscription] = []
@@ -66,12 +68,15 @@ class RegistryService:
         if self._with_records:
             await self._records.connect()
             await self._nodes.start()
+            await self._engines.start()
             await self._access.start()
         bus.on_reconnect(self._resume)
         self._host.tasks.every("registry.tick", self._settings.tick_ms / 1000, self._tick)
 
     async def drain(self, deadline_s: float) -> None:
-        """Nothing is under way here."""
+        """What was heard last is written; nothing else is under way here."""
+        if self._with_records:
+            await self._engines.write()
 
     async def stop(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -79,6 +84,7 @@ class RegistryService:
             await subscription.unsubscribe()
         if self._with_records:
             await self._nodes.stop()
+            await self._engines.stop()
             await self._access.stop()
             await self._records.close()
 
@@ -91,7 +97,14 @@ class RegistryService:
         | Received[EngineLoadReported]
         | Received[EngineStatesReceived],
     ) -> None:
-        self._perform(self._core.on_message(received.message, self._host.clock.now_s()))
+        message = received.message
+        self._perform(self._core.on_message(message, self._host.clock.now_s()))
+        match message:
+            case HeartbeatSent():
+                if self._core.lives(message.instance, message.process_epoch):
+                    self._engines.on_heartbeat(message)
+            case EngineLoadReported():
+                self._engines.on_load(message)
 
     def _feed_registration(
         self, received: Received[FleetRegistered] | Received[FleetExpired]
@@ -114,6 +127,7 @@ class RegistryService:
         self._cut_off = False
         self._core.on_resume(self._host.clock.now_s())
         self._nodes.resume()
+        self._engines.resume()
 
     def _perform(self, outcomes: list[Outcome]) -> None:
         bus = self._host.bus
@@ -122,6 +136,7 @@ class RegistryService:
                 case FleetJoined():
                     bus.publish(subjects.fleet_joined(outcome.instance), self._dated(outcome))
                 case FleetLeft():
+                    self._engines.on_left(outcome)
                     bus.publish(subjects.fleet_left(outcome.instance), self._dated(outcome))
                 case Count():
                     self._host.counters.add(outcome.name, outcome.by)

@@ -19,6 +19,11 @@ class RegistrySettings(Settings):
     engines_max: int = Field(default=4096, ge=1)
     registered_max: int = Field(default=4096, ge=1)
 
+    #: Engines that stand in records have so long to be heard after a start of the registry.
+    engine_return_s: float = Field(default=30.0, gt=0)
+    #: How long the record of an engine that is not heard is kept.
+    engine_record_days: float = Field(default=30.0, gt=0)
+
     nodes_max: int = Field(default=4096, ge=1)
     #: How often nodes that say that they are online are asked over HTTP; 0: never.
     probe_interval_s: float = Field(default=0.0, ge=0)

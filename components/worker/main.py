@@ -10,7 +10,7 @@ from components.worker.service import Worker
 from components.worker.settings import WorkerSettings
 
 #: ``--set engine_args.max_model_len=1024`` is one entry of the setting ``engine_args``.
-NESTED: Final = ("engine_args", "kv_transfer", "connector_args", "sglang")
+NESTED: Final = ("engine_args", "kv_transfer", "connector_args", "sglang", "topology")
 
 
 def main(overrides: Mapping[str, object]) -> int:

@@ -9,6 +9,7 @@ from bus.errors import AskTimedOut, NoResponders, NotConnected
 from bus.subjects import ANY
 from components.domain.outcomes import Ask, Count, Record, Send
 from components.host.host import Host
+from components.worker.about import about
 from components.worker.controls import Controls
 from components.worker.core import HandoffMessage, Outcomes, WorkerCore
 from components.worker.elsewhere import EngineElsewhere
@@ -33,6 +34,7 @@ from components.worker.settings import WorkerSettings
 from schemas.attempt import CancelAttempt, ResumeStreams, ResumeStreamsReply, RunAttempt
 from schemas.body import FetchBody, FetchBodyReply
 from schemas.engine import ControlEngine
+from schemas.engines import DescribeEngine, DescribeEngineReply
 from schemas.fleet import HeartbeatSent, ShowModel, ShowModelReply
 from schemas.frames import Entry
 from schemas.handoff import (
@@ -109,6 +111,7 @@ class Worker:
                 self._on_show_model,
                 queue=SHOW_MODEL_QUEUE,
             ),
+            await bus.subscribe(subjects.describe_engine(me), DescribeEngine, self._on_describe),
             await bus.subscribe(subjects.control_engine(me), ControlEngine, self._on_control),
             await bus.subscribe(subjects.run_attempt(me), RunAttempt, self._on_run),
         ]
@@ -189,6 +192,10 @@ class Worker:
 
     def _on_show_model(self, received: Received[ShowModel]) -> None:
         self._host.bus.respond(received, ShowModelReply(card=self._engine.model_card()))
+
+    def _on_describe(self, received: Received[DescribeEngine]) -> None:
+        reply = DescribeEngineReply(about=about(self._settings, self._engine))
+        self._host.bus.respond(received, reply)
 
     def _on_control(self, received: Received[ControlEngine]) -> None:
         _ = self._host.tasks.spawn("control the engine", self._control(received))

@@ -8,7 +8,7 @@ from components.domain.engine_model.request import EngineLimits
 from components.domain.handoff import HandoffSettings
 from components.domain.profiles import profile_named
 from components.host.settings import Settings
-from components.worker.elsewhere_settings import server_url
+from components.worker.elsewhere_settings import server_url, table
 from components.worker.openai_http.settings import OpenAISettings, OpenAITable
 from components.worker.sglang.settings import (
     PrefillUrl,
@@ -18,6 +18,7 @@ from components.worker.sglang.settings import (
     whole_pair,
 )
 from schemas.codes import Role
+from schemas.nodes import Topology
 
 MIB = 1024 * 1024
 #: vLLM's names of our roles.
@@ -34,6 +35,9 @@ class WorkerSettings(Settings):
     model: str = Field(default="sim/words", min_length=1, max_length=200)
     shard: str = ""
     engine: Literal["sim", "vllm", "openai", "sglang"] = "sim"
+
+    #: Where it stands, for the registry's record: rack_id, machine_id, numa_node, ...
+    topology: Annotated[Topology, BeforeValidator(table)] = Topology()
 
     # The simulated engine.
     #: Names: components/domain/profiles.py; or constant:ttft_ms=...,itl_ms=...

@@ -1,8 +1,6 @@
 """Nodes and accounts over a real server: records by revision, leases, probes, sessions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from bus import subjects
-from bus.nats_bus import NatsBus
 from bus.records import Records
-from components.host.settings import HostSettings
-from components.registry.service import RegistryService
-from components.registry.settings import RegistrySettings
 from schemas.access import (
     Login,
     LoginReply,
@@ -26,7 +19,6 @@ from schemas.access import (
     ShowSigningKeys,
     ShowSigningKeysReply,
 )
-from schemas.message import Message
 from schemas.nodes import (
     Caller,
     ListNodes,
@@ -40,37 +32,10 @@ from schemas.nodes import (
     UpdateNode,
     UpdateNodeReply,
 )
-from tests.support.host import testing_host
+from tests.integration.registry.serving import MakeBus, ask, registry
 from tests.support.nats import NatsInTest, until
 
-MakeBus = Callable[..., Awaitable[NatsBus]]
 ADMIN = Caller(name="root", roles=("admin",))
-
-
-@asynccontextmanager
-async def registry(
-    server: NatsInTest, nats_bus: MakeBus, **settings: Any
-) -> AsyncIterator[RegistryService]:
-    bus = await nats_bus("registry", "registry-0")
-    key = server.key_file("registry", "registry-0")
-    about = HostSettings(instance="registry-0", nats_url=server.url, nats_key_file=key)
-    host = testing_host("registry", bus=bus, settings=about)
-    service = RegistryService(host, RegistrySettings.model_validate(settings))
-    await service.start()
-    try:
-        await until(lambda: service._nodes._records.loaded, "the records are read")
-        await until(lambda: service._access._loaded, "the accounts are read")
-        yield service
-    finally:
-        await service.stop()
-        await host.tasks.stop()
-    assert host.faults == []
-
-
-async def ask(bus: NatsBus, question: Any, reply: Any) -> Any:
-    kind: type[Message] = type(question)
-    subject = subjects.function_of(kind)()
-    return await bus.ask(subject, question, reply, timeout_s=10)
 
 
 def register(name: str = "n1", **fields: Any) -> RegisterNode:
@@ -167,7 +132,11 @@ async def test_a_node_s_health_is_probed_and_recovers(nats_server: NatsInTest, n
             while await healthy() is not value:  # noqa: ASYNC110  (a process's)
                 await asyncio.sleep(0.05)
 
-    quick = {"probe_interval_s": 0.1, "probe_failures_max": 2, "probe_successes_min": 2}
+    quick: dict[str, Any] = {
+        "probe_interval_s": 0.1,
+        "probe_failures_max": 2,
+        "probe_successes_min": 2,
+    }
     async with engine, registry(nats_server, nats_bus, **quick):
         await ask(operator, register(node_address="127.0.0.1", node_port=port), RegisterNodeReply)
         await becomes(True)

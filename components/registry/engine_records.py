@@ -1,0 +1,99 @@
+"""The table of engines, made durable: JSON in a bucket, written by compare-and-set."""
+
+from typing import Final
+
+from pydantic import ValidationError
+
+from bus.errors import RecordChanged
+from bus.records import Record, Records
+from components.host.host import Host
+from components.registry.engines import EngineTable
+from schemas.engines import EngineAbout, EngineRecord
+
+ENGINES: Final = "engines"
+#: What a record may take, a little less than the bucket takes.
+RECORD_BYTES_MAX: Final = 15 * 1024
+
+
+class EngineRecords:
+    """What the table wants, written; what stands in the bucket, read."""
+
+    def __init__(self, host: Host, records: Records, table: EngineTable) -> None:
+        self._host = host
+        self._records = records
+        self._table = table
+        self.loaded = False
+
+    async def read_all(self) -> None:
+        """Every record; raises ``StreamUnavailable``."""
+        found = await self._records.all(ENGINES)
+        for record in found:
+            self._take(record)
+        for name in self._table.recorded() - {record.name for record in found}:
+            await self.read(name)
+        self.loaded = True
+
+    async def read(self, name: str, revision: int | None = 0) -> bool:
+        """One record; whether it is as new as ``revision``, None: as its removal.
+
+        Raises ``StreamUnavailable``.
+        """
+        record = await self._records.get(ENGINES, name)
+        if record is None:
+            self._table.gone(name)
+            return not revision
+        removed_later = revision is None and record.revision <= self._table.revision(name)
+        self._take(record)
+        return not removed_later and record.revision >= (revision or 0)
+
+    async def write(self, name: str) -> EngineRecord | None:
+        """Write what is wanted of this engine; None when nothing is, or somebody knew better.
+
+        Raises ``StreamUnavailable``.
+        """
+        before = self._table.revision(name)
+        for contested in (False, True):
+            wanted = self._table.wanted(name, self._host.clock.wall_ms(), contested=contested)
+            if wanted is None:
+                return None
+            try:
+                return await self._put(wanted)
+            except RecordChanged:
+                self._host.counters.add("engine_records_contested_total")
+                await self.read(name)
+        if self._table.revision(name) != before:
+            self._table.again(name)  # else it cannot be read, and is left as it is
+        return None
+
+    async def remove(self, name: str, revision: int) -> None:
+        """Raises ``RecordChanged`` and ``StreamUnavailable``."""
+        try:
+            await self._records.delete(ENGINES, name, revision=revision)
+        except RecordChanged:
+            await self.read(name)
+            raise
+        self._table.gone(name)
+
+    async def _put(self, wanted: EngineRecord) -> EngineRecord:
+        value = _packed(wanted)
+        if len(value) > RECORD_BYTES_MAX:
+            self._host.counters.add("engine_records_cut_total")
+            value = _packed(wanted.model_copy(update={"about": EngineAbout()}))
+        name, revision = wanted.engine, wanted.revision
+        revision = await self._records.put(ENGINES, name, value, revision=revision)
+        written = wanted.model_copy(update={"revision": revision})
+        self._table.stored(written, self._host.clock.now_s())
+        return written
+
+    def _take(self, record: Record) -> None:
+        try:
+            engine = EngineRecord.model_validate_json(record.value)
+        except ValidationError:
+            self._host.counters.add("records_unreadable_total")
+            return
+        engine = engine.model_copy(update={"engine": record.name, "revision": record.revision})
+        self._table.stored(engine, self._host.clock.now_s())
+
+
+def _packed(record: EngineRecord) -> bytes:
+    return record.model_dump_json(exclude={"revision"}).encode()
