@@ -243,6 +243,10 @@ def node_changed(node: str) -> str:
     return _subject("evt.fleet.node_changed", node)
 
 
+def node_heard(registry: str) -> str:
+    return _subject("sig.node.heard", registry)
+
+
 def register_node() -> str:
     return _subject("ask.node.register")
 

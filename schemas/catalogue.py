@@ -424,6 +424,13 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("registry",),
     ),
     Entry(
+        nodes.NodeHeard,
+        "sig.node.heard.{registry}",
+        ("registry",),
+        ("registry",),
+        sender_is="registry",
+    ),
+    Entry(
         nodes.RegisterNode,
         "ask.node.register",
         ("gateway", "operator"),

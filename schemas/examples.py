@@ -108,6 +108,7 @@ from schemas.nodes import (
     Node,
     NodeChanged,
     NodeChanges,
+    NodeHeard,
     RegisterNode,
     RegisterNodeReply,
     ShowNode,
@@ -486,6 +487,7 @@ _ALL: Final[tuple[Message, ...]] = (
     NodeChanged(
         node_id="node-1", what="registered", by="admin", revision=7, at_ms=1_795_000_000_000
     ),
+    NodeHeard(node_id="node-1"),
     RegisterNode(
         caller=CALLER,
         node_id="node-1",

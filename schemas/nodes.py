@@ -115,7 +115,10 @@ class NodeChanges(Part):
 
 
 class NodeChanged(Message):
-    """A record changed, or a lease ended or began again. Kept in FLEET, without any content."""
+    """A record changed, or a lease ended or began again. Kept in FLEET, without any content.
+
+    Whoever wrote the record says so; of leases and health each registry tells what it judges.
+    """
 
     schema_id: ClassVar[str] = "node.changed.v1"
 
@@ -125,6 +128,14 @@ class NodeChanged(Message):
     revision: int = 0
     trace_id: str = ""
     at_ms: int = 0
+
+
+class NodeHeard(Message):
+    """A node gave a sign of life to one registry: its lease goes on at the others too."""
+
+    schema_id: ClassVar[str] = "node.heard.v1"
+
+    node_id: str
 
 
 class NodeAnswer(Part):

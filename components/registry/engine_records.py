@@ -8,6 +8,7 @@ from bus.errors import RecordChanged
 from bus.records import Record, Records
 from components.host.host import Host
 from components.registry.engines import EngineTable
+from components.registry.looks import is_as_new
 from schemas.engines import EngineAbout, EngineRecord
 
 ENGINES: Final = "engines"
@@ -39,12 +40,12 @@ class EngineRecords:
         Raises ``StreamUnavailable``.
         """
         record = await self._records.get(ENGINES, name)
+        known = self._table.revision(name)
         if record is None:
             self._table.gone(name)
-            return not revision
-        removed_later = revision is None and record.revision <= self._table.revision(name)
-        self._take(record)
-        return not removed_later and record.revision >= (revision or 0)
+        else:
+            self._take(record)
+        return is_as_new(record, known, revision)
 
     async def write(self, name: str) -> EngineRecord | None:
         """Write what is wanted of this engine; None when nothing is, or somebody knew better.

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from bus.records import Record
 from components.host.host import Host
 from components.registry.loading import until_read
 
@@ -78,3 +79,10 @@ class Looks:
             if await self._read(name, revision):
                 return
             await self._host.clock.sleep(TRY_AGAIN_S)
+
+
+def is_as_new(record: Record | None, known: int, revision: int | None) -> bool:
+    """Is what was read as new as ``revision`` (None: as the removal of the ``known`` one)?"""
+    if record is None:
+        return not revision
+    return record.revision > known if revision is None else record.revision >= revision

@@ -1,13 +1,16 @@
 """Answers for nodes: register, update, delete, show, list; leases and probes beside them."""
 
+import contextlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from bus import subjects
 from bus.bus import Received, Subscription
+from bus.errors import StreamUnavailable
 from bus.records import Records
+from bus.subjects import ANY
 from components.host.host import Host
-from components.registry.loading import until_read
+from components.registry.looks import Looks
 from components.registry.nodes import NodeRefused, NodeTable, Put
 from components.registry.probing import Prober
 from components.registry.records import NodeRecords
@@ -21,6 +24,7 @@ from schemas.nodes import (
     ListNodesReply,
     NodeChanged,
     NodeEvent,
+    NodeHeard,
     RegisterNode,
     RegisterNodeReply,
     ShowNode,
@@ -34,6 +38,10 @@ Change = TypeVar("Change", RegisterNode, UpdateNode, DeleteNode)
 R = TypeVar("R", RegisterNodeReply, UpdateNodeReply, DeleteNodeReply)
 
 
+#: Of what is told of nodes: that the record is another one.
+WRITTEN: Final[frozenset[NodeEvent]] = frozenset({"registered", "updated", "deleted"})
+
+
 class NodeService:
     """The part of the registry that keeps nodes."""
 
@@ -42,6 +50,9 @@ class NodeService:
         self._settings = settings
         self._table = NodeTable(settings.nodes_max)
         self._records = NodeRecords(host, records, self._table)
+        self._looks = Looks(
+            host, "the records of nodes", self._records.read_all, self._records.read
+        )
         self._prober = Prober(host, settings, self._table, self._changed)
         self._subscriptions: list[Subscription] = []
 
@@ -51,10 +62,14 @@ class NodeService:
         await self._listen(DeleteNode, self._delete)
         await self._listen(ShowNode, self._show)
         await self._listen(ListNodes, self._list)
+        bus = self._host.bus
+        self._subscriptions += [
+            await bus.subscribe(subjects.node_changed(ANY), NodeChanged, self._on_changed),
+            await bus.subscribe(subjects.node_heard(ANY), NodeHeard, self._on_heard),
+        ]
         self._host.tasks.every("nodes.tick", 1.0, self._tick)
         self._prober.start()
-        load = until_read(self._host, "the records of nodes", self._records.load)
-        _ = self._host.tasks.spawn("nodes.load", load)
+        self._looks.start()
 
     async def _listen(self, question: type[Q], handler: Callable[[Received[Q]], None]) -> None:
         subject = subjects.function_of(question)()
@@ -69,8 +84,24 @@ class NodeService:
         await self._prober.stop()
 
     def resume(self) -> None:
-        """The bus was away: no node could be heard."""
+        """The bus was away: no node could be heard, and others may have written."""
         self._table.begin_leases(self._host.clock.now_s())
+        self._looks.at_all()
+
+    # What other registries do.
+
+    def _on_changed(self, received: Received[NodeChanged]) -> None:
+        event = received.message
+        if event.what in WRITTEN and not self._is_mine(received):
+            self._looks.at(event.node_id, None if event.what == "deleted" else event.revision)
+
+    def _on_heard(self, received: Received[NodeHeard]) -> None:
+        node_id = received.message.node_id
+        if not self._is_mine(received) and self._table.renew(node_id, self._host.clock.now_s()):
+            self._changed(node_id, "returned")
+
+    def _is_mine(self, received: Received[NodeChanged] | Received[NodeHeard]) -> bool:
+        return (received.source, received.epoch) == (self._host.instance, self._host.epoch)
 
     # Changes.
 
@@ -113,25 +144,25 @@ class NodeService:
     ) -> None:
         message = asked.message
         try:
-            before = None
-            if isinstance(message, DeleteNode):
-                before = self._table.show(message.node_id, self._host.clock.now_s())
-            put, node = await self._records.write(decide)
+            put, node = await self._records.write(message.node_id, decide)
         except NodeRefused as why:
             self._refuse(asked, reply, why)
             return
-        if node is not None:
+        revision = 0
+        if put.node is not None:
             self._renewed(node.node_id, message.caller)
             node = self._table.show(node.node_id, self._host.clock.now_s())
-        revision = node.revision if node else 0
+            revision = node.revision
         self._changed(put.node_id, put.what, message.caller, revision)
-        self._host.bus.respond(asked, reply(node=node or before))
+        self._host.bus.respond(asked, reply(node=node))
 
     def _refuse(self, asked: Received[Change], reply: type[R], why: NodeRefused) -> None:
         self._host.counters.add(f"nodes_refused_{why.reason}_total")
         self._host.bus.respond(asked, reply(refusal=why.reason, detail=str(why)))
 
     def _renewed(self, node_id: str, caller: Caller) -> None:
+        heard = NodeHeard(node_id=node_id)
+        self._host.bus.publish(subjects.node_heard(self._host.instance), heard)
         if self._table.renew(node_id, self._host.clock.now_s()):
             self._changed(node_id, "returned", caller)
 
@@ -159,12 +190,19 @@ class NodeService:
     # Questions.
 
     def _show(self, asked: Received[ShowNode]) -> None:
-        now_s = self._host.clock.now_s()
-        self._answer(
-            asked,
-            lambda: ShowNodeReply(node=self._table.show(asked.message.node_id, now_s)),
-            ShowNodeReply,
-        )
+        if self._records.loaded and not self._table.revision(asked.message.node_id):
+            _ = self._host.tasks.spawn("nodes.look", self._look_and_show(asked))
+        else:
+            self._answer(asked, lambda: self._shown(asked.message.node_id), ShowNodeReply)
+
+    async def _look_and_show(self, asked: Received[ShowNode]) -> None:
+        """Another registry may have written it a moment ago."""
+        with contextlib.suppress(StreamUnavailable):
+            await self._records.read(asked.message.node_id)
+        self._answer(asked, lambda: self._shown(asked.message.node_id), ShowNodeReply)
+
+    def _shown(self, node_id: str) -> ShowNodeReply:
+        return ShowNodeReply(node=self._table.show(node_id, self._host.clock.now_s()))
 
     def _list(self, asked: Received[ListNodes]) -> None:
         self._answer(asked, lambda: self._page(asked.message), ListNodesReply)

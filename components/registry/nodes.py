@@ -84,6 +84,21 @@ class NodeTable:
         elif node.revision >= known.node.revision:
             known.node = node
 
+    def read(self, node: Node, now_s: float) -> None:
+        """The record says so; what probes of the same address have found stands."""
+        known = self._nodes.get(node.node_id)
+        if known is not None and _address(known.node) == _address(node):
+            node = node.model_copy(update={"healthy": known.node.healthy})
+        self.stored(node, now_s)
+
+    def names(self) -> set[str]:
+        return set(self._nodes)
+
+    def revision(self, node_id: str) -> int:
+        """Of the record as it is known; 0: of none."""
+        known = self._nodes.get(node_id)
+        return known.node.revision if known else 0
+
     def gone(self, node_id: str) -> None:
         """There is no such record any more."""
         self._nodes.pop(node_id, None)
@@ -220,6 +235,10 @@ class NodeTable:
             known.node = known.node.model_copy(update={"healthy": False})
             return "unhealthy"
         return None
+
+
+def _address(node: Node) -> tuple[str, int]:
+    return node.node_address, node.node_port
 
 
 def _said(changes: NodeChanges) -> dict[str, Any]:
