@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from bus.served import Served
 from schemas.message import Message
 
 M = TypeVar("M", bound=Message)
@@ -170,7 +171,12 @@ class Bus(Protocol):
         """
         ...
 
-    async def discoverable(self, subjects: Mapping[str, bytes]) -> None:
+    @property
+    def served(self) -> Mapping[str, Served]:
+        """What was asked on each subject that is served in a queue group, as on the wire."""
+        ...
+
+    async def discoverable(self, subjects: Mapping[str, Callable[[], bytes]]) -> None:
         """Answer whoever looks for services on these subjects of NATS's own (``bus.discovery``)."""
 
     def answer(self, call: ClientCall, on_gone: Callable[[], None]) -> Answers:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import re
 import secrets
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar, cast
@@ -27,6 +28,7 @@ from bus.errors import (
     NotConnected,
 )
 from bus.names import encode_name
+from bus.served import Served
 from bus.subjects import PREFIX
 from schemas.message import Message
 
@@ -125,7 +127,9 @@ class Outbox:
 class Interest:
     """One subscription: what it matches and who gets it."""
 
-    __slots__ = ("_counters", "_deliver", "_on_fault", "live", "matches", "pattern", "queue")
+    __slots__ = (
+        "_counters", "_deliver", "_on_fault", "_served", "live", "matches", "pattern", "queue",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -134,6 +138,7 @@ class Interest:
         deliver: Callable[[str, str, bytes], None],
         counters: Counter[str],
         on_fault: Callable[[BaseException], None],
+        served: Served | None = None,
     ) -> None:
         self.pattern = pattern
         self.queue = queue
@@ -142,6 +147,7 @@ class Interest:
         self.matches = matcher(pattern)
         self._counters = counters
         self._on_fault = on_fault
+        self._served = served
 
     def arrived(self, subject: str, reply: str, data: bytes) -> None:
         """Check and deliver; never raises.
@@ -154,14 +160,27 @@ class Interest:
         if not self.matches(subject):
             self._counters["foreign_total"] += 1
             return
+        if self._served is None:
+            self._handle(subject, reply, data)
+            return
+        start_ns = time.perf_counter_ns()
+        if (error := self._handle(subject, reply, data)) is not None:
+            self._served.failed(error)
+        self._served.took(time.perf_counter_ns() - start_ns)
+
+    def _handle(self, subject: str, reply: str, data: bytes) -> Exception | None:
+        """What was wrong, if anything."""
         try:
             self._deliver(subject, reply, data)
-        except MalformedMessage as error:
+        except (MalformedMessage, ClientMistake) as error:
             self._counters["malformed_total"] += 1
             log.debug("dropped a message on %s: %s", subject, error)
+            return error
         except Exception as error:  # noqa: BLE001  (a handler's bug must not stop the reading)
             self._counters["handler_errors_total"] += 1
             self._on_fault(error)
+            return error
+        return None
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
@@ -210,6 +229,7 @@ class Endpoint(abc.ABC):
         self._seqs: Counter[str] = Counter()
         self._waiting: dict[str, _Waiter] = {}
         self._questions = 0
+        self._served: dict[str, Served] = {}
         self._closed = False
         self._reconnect_callbacks: list[Callable[[], None]] = []
 
@@ -293,9 +313,7 @@ class Endpoint(abc.ABC):
             else:
                 handler(received)
 
-        return await self._attach(
-            Interest(self._wire(subject), queue, deliver, counters, self._on_fault)
-        )
+        return await self._attach(self._interest(subject, queue, deliver))
 
     async def subscribe_frames(
         self, subject: str, handler: Callable[[str, bytes], None]
@@ -306,9 +324,15 @@ class Endpoint(abc.ABC):
             counters["frames_received_total"] += 1
             handler(self._logical(arrived_on), data)
 
-        return await self._attach(
-            Interest(self._wire(subject), None, deliver, counters, self._on_fault)
-        )
+        return await self._attach(self._interest(subject, None, deliver))
+
+    def _interest(
+        self, subject: str, queue: str | None, deliver: Callable[[str, str, bytes], None]
+    ) -> Interest:
+        """Where a queue group is, a question is answered: what is asked there is counted."""
+        wire = self._wire(subject)
+        served = None if queue is None else self._served.setdefault(wire, Served())
+        return Interest(wire, queue, deliver, self._counters, self._on_fault, served)
 
     async def ask(
         self,
@@ -386,14 +410,16 @@ class Endpoint(abc.ABC):
                 self._counters["received_total"] += 1
                 handler(ClientCall(clients.tenant_of(logical), reply, data))
 
-        return await self._attach(
-            Interest(self._wire(subject), queue, deliver, self._counters, self._on_fault)
-        )
+        return await self._attach(self._interest(subject, queue, deliver))
 
-    async def discoverable(self, subjects: Mapping[str, bytes]) -> None:
+    @property
+    def served(self) -> Mapping[str, Served]:
+        return self._served
+
+    async def discoverable(self, subjects: Mapping[str, Callable[[], bytes]]) -> None:
         def deliver(arrived_on: str, reply: str, _data: bytes) -> None:
             if reply.startswith(INBOX):
-                self._post_json(reply, subjects[arrived_on])
+                self._post_json(reply, subjects[arrived_on]())
 
         for subject in subjects:
             _ = await self._attach(Interest(subject, None, deliver, self._counters, self._on_fault))
@@ -425,10 +451,9 @@ class Endpoint(abc.ABC):
         try:
             question = clients.question_in(message, data)
         except ClientMistake as mistake:
-            self._counters["malformed_total"] += 1
             if reply.startswith(INBOX):
                 self._post_json(reply, clients.refusal(mistake.code, str(mistake)))
-            return
+            raise
         self._counters["received_total"] += 1
         handler(Received(question, subject, "client", 0, 0, None, reply or None, json=True))
 

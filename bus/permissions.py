@@ -171,16 +171,17 @@ def _subject(entry: Entry, own: str | None, role: Role, instance: str, prefix: s
 
 
 def _discovery(role: Role, instance: str) -> tuple[list[str], list[str]]:
-    """NATS's own subjects, by which services are looked for."""
-    subjects = [
-        subject
-        for verb in discovery.VERBS
-        for subject in discovery.subjects_of(verb, ANY if role in discovery.LOOKERS else instance)
-    ]
-    return (
-        subjects if role in discovery.LOOKERS else [],
-        subjects if role in discovery.SERVERS else [],
-    )
+    """NATS's own subjects, by which services are looked for: what is said, and what is heard."""
+
+    def subjects(service: str, name: str) -> list[str]:
+        return [s for verb in discovery.VERBS for s in discovery.subjects_of(verb, service, name)]
+
+    said: list[str] = []
+    if role in discovery.LOOKERS:
+        found = [s for service, _ in discovery.SERVICES.values() for s in subjects(service, ANY)]
+        said = list(dict.fromkeys(found))
+    served = next((s for kind, (s, _) in discovery.SERVICES.items() if kind == role), None)
+    return said, subjects(served, instance) if served else []
 
 
 def _own(instance: str) -> str:

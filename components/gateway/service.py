@@ -47,7 +47,8 @@ class Gateway:
         await self._calls.start()
         await self._past.start()
         prefix = self._host.settings.subject_prefix
-        await bus.discoverable(discovery.Instance(me, version(), prefix).subjects)
+        about = discovery.Instance("gateway", me, version(), prefix, self._host.epoch)
+        await bus.discoverable(about.subjects(bus.served))
         _ = self._host.tasks.every("gateway.tick", self._settings.tick_ms / 1000, self._tick)
         await self._server.start()
 

@@ -2,13 +2,14 @@
 
 from typing import TypeVar, assert_never
 
-from bus import subjects
+from bus import discovery, subjects
 from bus.bus import Received, Subscription
 from bus.nats_bus import NatsBus
 from bus.records import Records
 from bus.subjects import ANY
 from components.domain.outcomes import Count
 from components.host.host import Host
+from components.host.version import version
 from components.registry.access_service import AccessService
 from components.registry.core import Outcome, RegistryCore
 from components.registry.engine_service import EngineService
@@ -70,6 +71,11 @@ class RegistryService:
             await self._nodes.start()
             await self._engines.start()
             await self._access.start()
+        prefix = self._host.settings.subject_prefix
+        about = discovery.Instance(
+            "registry", self._host.instance, version(), prefix, self._host.epoch
+        )
+        await bus.discoverable(about.subjects(bus.served))
         bus.on_reconnect(self._resume)
         self._host.tasks.every("registry.tick", self._settings.tick_ms / 1000, self._tick)
 

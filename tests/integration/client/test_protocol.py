@@ -168,20 +168,79 @@ async def test_a_question_that_is_none_gets_a_code_or_nothing(up: Yard, payload:
     await client.close()
 
 
-@pytest.mark.parametrize("whom", ["", ".switchyard", ".switchyard.gateway-0"])
-async def test_services_are_found_as_nats_micro_services_are(up: Yard, whom: str) -> None:
+async def look(up: Yard, subject: str, expected: int) -> list[dict[str, Any]]:
+    """What ``expected`` services answer."""
     client = await nats.connect(
         up.page().nats_url,
         nkeys_seed=str(key_of(up, "default")),
         inbox_prefix="_INBOX_client.default",
     )
-    ping = json.loads((await client.request(f"$SRV.PING{whom}", b"", timeout=5)).data)
-    info = json.loads((await client.request(f"$SRV.INFO{whom}", b"", timeout=5)).data)
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    await client.publish(subject, b"", reply=inbox)
+    found = [json.loads((await answers.next_msg(timeout=5)).data) for _ in range(expected)]
     await client.close()
-    assert ping["type"] == "io.nats.micro.v1.ping_response"
-    assert info["type"] == "io.nats.micro.v1.info_response"
-    assert ping.items() <= {**info, "type": ping["type"]}.items()
-    assert (ping["name"], ping["id"]) == ("switchyard", "gateway-0")
-    assert re.fullmatch(r"\d+\.\d+\.\d+", ping["version"])
-    subjects = {e["subject"]: e["queue_group"] for e in info["endpoints"]}
-    assert subjects["yard.ask.chat.complete.*"] == "gateway"
+    return sorted(found, key=lambda answer: str(answer["name"]))
+
+
+async def test_services_are_found_as_nats_micro_services_are(up: Yard) -> None:
+    pings, infos = await look(up, "$SRV.PING", 2), await look(up, "$SRV.INFO", 2)
+    for ping, info in zip(pings, infos, strict=True):
+        assert ping["type"] == "io.nats.micro.v1.ping_response"
+        assert info["type"] == "io.nats.micro.v1.info_response"
+        assert ping.items() <= {**info, "type": ping["type"]}.items()
+        assert re.fullmatch(r"\d+\.\d+\.\d+", ping["version"])
+    assert [(p["name"], p["id"]) for p in pings] == [
+        ("switchyard", "gateway-0"),
+        ("switchyard-registry", "registry-0"),
+    ]
+    gateway, registry = ({e["subject"]: e["queue_group"] for e in i["endpoints"]} for i in infos)
+    assert gateway["yard.ask.chat.complete.*"] == "gateway"
+    assert registry == dict.fromkeys(
+        (
+            "yard.ask.fleet.show",
+            "yard.ask.node.show",
+            "yard.ask.node.list",
+            "yard.ask.engine.show",
+            "yard.ask.engine.list",
+        ),
+        "registry",
+    )
+
+
+@pytest.mark.parametrize(
+    ("whom", "name"),
+    [
+        ("switchyard", "switchyard"),
+        ("switchyard.gateway-0", "switchyard"),
+        ("switchyard-registry.registry-0", "switchyard-registry"),
+    ],
+)
+async def test_one_service_answers_by_its_name(up: Yard, whom: str, name: str) -> None:
+    for verb in ("PING", "INFO", "STATS"):
+        (answer,) = await look(up, f"$SRV.{verb}.{whom}", 1)
+        assert answer["name"] == name
+
+
+async def test_what_was_asked_of_a_service_is_counted(up: Yard) -> None:
+    async def counted() -> dict[str, dict[str, Any]]:
+        (stats,) = await look(up, "$SRV.STATS.switchyard-registry", 1)
+        assert stats["type"] == "io.nats.micro.v1.stats_response"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", stats["started"])
+        return {e["name"]: e for e in stats["endpoints"]}
+
+    before = (await counted())["node-list"]
+    client = await nats.connect(
+        up.page().nats_url,
+        nkeys_seed=str(key_of(up, "default")),
+        inbox_prefix="_INBOX_client.default",
+    )
+    for question in (b"", b"{}", b'{"limit": 0}'):
+        await client.request("yard.ask.node.list", question, timeout=5)
+    await client.close()
+    after = (await counted())["node-list"]
+    assert after["num_requests"] - before["num_requests"] == 3
+    assert after["num_errors"] - before["num_errors"] == 1
+    assert "limit" in after["last_error"]
+    assert after["processing_time"] > before["processing_time"]
+    assert after["average_processing_time"] == after["processing_time"] // after["num_requests"]
