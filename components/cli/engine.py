@@ -1,4 +1,4 @@
-"""`switchyard engine ACTION NAME`: ask something of one engine while it runs.
+"""`switchyard engine ACTION NAME`: ask something of one engine while it runs, or of its record.
 
 Exits 0 when it was done, 1 when the engine says that it was not.
 """
@@ -8,7 +8,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Final, get_args
 
-from components.cli import found
+from components.cli import engine_list, found
 from components.cli.errors import CommandFailed
 from schemas.codes import EngineAction, Role
 
@@ -19,6 +19,8 @@ ACTIONS: Final[tuple[str, ...]] = tuple(a.replace("_", "-") for a in get_args(En
 #: An answer may come this long after the deadline of what was asked.
 MARGIN_S: Final = 5.0
 HELP: Final = """\
+  list                 every engine that there is or should be (--missing: those not heard)
+  show, forget         one of them, whole; remove the record of one that is not heard
   pause, resume        freeze what runs (--abort: end it), go on
   sleep, wake          give memory back (--level 1 keeps the weights on the host, 2 drops them)
   reset-prefix-cache   forget cached prompts
@@ -30,8 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"actions:\n{HELP}"
     add = parser.add_argument
-    add("action", choices=ACTIONS, metavar="ACTION", help="what to do, see below")
-    add("name", metavar="NAME", help="the engine's worker: prefill-0, decode-1 ...")
+    choices = (*engine_list.ACTIONS, *ACTIONS)
+    add("action", choices=choices, metavar="ACTION", help="what to do, see below")
+    add("name", nargs="?", metavar="NAME", help="the engine's worker: prefill-0, decode-1 ...")
+    add("--missing", action="store_true", help="for list: those that should be there and are not")
     add("--role", choices=get_args(Role), help="for set-role")
     add("--level", type=int, choices=(1, 2), default=1, help="for sleep (default: 1)")
     add("--abort", action="store_true", help="for pause: end what runs instead of keeping it")
@@ -42,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="what running work may take (default: 30000)",
     )
-    add("--json", action="store_true", help="the engine's answer as JSON")
+    add("--json", action="store_true", help="the answer as JSON")
     found.add_arguments(parser)
 
 
@@ -54,6 +58,10 @@ def deadline(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (args.action == "list") != (args.name is None):
+        raise CommandFailed("list takes no NAME, and everything else takes one", 2)
+    if args.action in engine_list.ACTIONS:
+        return engine_list.run(args)
     reply = asyncio.run(_ask(found.yard(args), args.name, wish(args)))
     print(json.dumps(reply.model_dump(mode="json")) if args.json else sentence(reply, args.action))
     return 0 if reply.done else 1

@@ -22,7 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "states": ("states", "what the bridge knows of engines outside, and what it counted"),
     "send-state": ("send_state", "send a test datagram with an engine's state to the bridge"),
     "test": ("chat_once", "one short chat through a running system"),
-    "engine": ("engine", "pause, sleep, drain an engine, or change its role"),
+    "engine": ("engine", "the engines there should be; pause, sleep, drain one, change its role"),
     "config": ("config", "the settings in force, and where each comes from"),
     "menu": ("menu", "the commands by number"),
     "bench": ("bench", "put load on a running system and report latencies"),

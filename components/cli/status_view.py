@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from components.cli.columns import columns
+from components.cli.columns import columns, duration
 from schemas.fleet import (
     EngineEntry,
     FleetRegistered,
@@ -180,7 +180,7 @@ def as_text(snapshot: Snapshot) -> str:
 
 
 def _component_row(c: ComponentState, at_ms: int) -> tuple[str, ...]:
-    since = "" if c.since_ms is None else _duration((at_ms - c.since_ms) / 1000)
+    since = "" if c.since_ms is None else duration((at_ms - c.since_ms) / 1000)
     what = c.address or c.model or ", ".join(c.owns)
     return c.component, c.instance, c.role or "-", c.state, str(c.pid or "-"), c.host, since, what
 
@@ -211,15 +211,6 @@ def _bus_text(bus: BusState) -> str:
         return head
     rows = ((s.name, str(s.messages), _bytes(s.bytes), str(s.last_seq)) for s in bus.streams)
     return f"{head}\n{columns(('STREAM', 'MESSAGES', 'SIZE', 'LAST SEQ'), rows)}"
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _bytes(count: int) -> str:

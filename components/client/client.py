@@ -18,6 +18,7 @@ from components.client.errors import CannotConnect, ClientError, NobodyAnswers, 
 from components.client.stream import Stream, refused
 from schemas.client import CancelGeneration, ExplainGeneration, ExplainGenerationReply, Refusal
 from schemas.engine import EngineStateSeen, ShowStates, ShowStatesReply
+from schemas.engines import KnownEngine, ListEngines, ListEnginesReply
 from schemas.fleet import ModelCard, ShowFleet, ShowFleetReply, ShowModel, ShowModelReply
 from schemas.message import Message
 from schemas.nodes import ListNodes, ListNodesReply, Node
@@ -167,6 +168,24 @@ class Client:
 
         pages = await _pages(ask, lambda page: [node.node_id for node in page.nodes])
         return [node for page in pages for node in page.nodes]
+
+    async def engines(self, *, missing: bool = False) -> list[KnownEngine]:
+        """Every engine that there is or should be; ``missing``: those that are not heard.
+
+        Raises ``Refused`` while the registry cannot tell of those.
+        """
+        found: list[KnownEngine] = []
+        for _ in range(PAGES_MAX):
+            after = found[-1].record.engine if found else ""
+            question = ListEngines(after=after, missing=missing)
+            reply = await self._ask(subjects.list_engines(), question, ListEnginesReply)
+            if not reply.complete:
+                detail = "the records of engines cannot be read yet"
+                raise Refused(Refusal(code="store_away", message=detail))
+            found += reply.engines
+            if not reply.more:
+                break
+        return found
 
     async def explain(self, request_id: str) -> ExplainGenerationReply:
         """Why a request of this tenant went where it went, and where its time went.

@@ -122,6 +122,12 @@ async def test_who_is_there_is_told(up: Yard) -> None:
         assert {p.heartbeat.component for p in fleet.processes} >= {"gateway", "worker", "bridge"}
         assert await client.models() == [MODEL]
         assert (await client.model(MODEL)).context_tokens_max == 32_768
+        engines = {e.record.engine: e for e in await client.engines()}
+        assert {name: e.heard for name, e in engines.items()} == {
+            "decode-0": True,
+            "prefill-0": True,
+        }
+        assert await client.engines(missing=True) == []
         assert await client.nodes() == []
         made = await asyncio.to_thread(up.run, "nodes", "register", "n1")
         assert made.returncode == 0
