@@ -53,17 +53,16 @@ async def _run(args: argparse.Namespace) -> int:
 
 
 async def _all(bus: "NatsBus", *, missing: bool) -> "tuple[list[KnownEngine], bool]":
+    from bus.paging import read_pages
     from bus.subjects import list_engines
     from schemas.engines import ListEngines, ListEnginesReply
 
-    engines: list[KnownEngine] = []
-    while True:
-        after = engines[-1].record.engine if engines else ""
+    async def ask(after: str) -> ListEnginesReply:
         asked = ListEngines(after=after, missing=missing)
-        reply = await bus.ask(list_engines(), asked, ListEnginesReply, timeout_s=ANSWER_S)
-        engines += reply.engines
-        if not reply.more:
-            return engines, reply.complete
+        return await bus.ask(list_engines(), asked, ListEnginesReply, timeout_s=ANSWER_S)
+
+    pages = await read_pages(ask, lambda page: [known.record.engine for known in page.engines])
+    return [known for page in pages for known in page.engines], pages[-1].complete
 
 
 async def _show(bus: "NatsBus", name: str) -> "KnownEngine":

@@ -174,18 +174,17 @@ class Client:
 
         Raises ``Refused`` while the registry cannot tell of those.
         """
-        found: list[KnownEngine] = []
-        for _ in range(PAGES_MAX):
-            after = found[-1].record.engine if found else ""
+
+        async def ask(after: str) -> ListEnginesReply:
             question = ListEngines(after=after, missing=missing)
             reply = await self._ask(subjects.list_engines(), question, ListEnginesReply)
             if not reply.complete:
                 detail = "the records of engines cannot be read yet"
                 raise Refused(Refusal(code="store_away", message=detail))
-            found += reply.engines
-            if not reply.more:
-                break
-        return found
+            return reply
+
+        pages = await _pages(ask, lambda page: [known.record.engine for known in page.engines])
+        return [known for page in pages for known in page.engines]
 
     async def explain(self, request_id: str) -> ExplainGenerationReply:
         """Why a request of this tenant went where it went, and where its time went.
