@@ -305,6 +305,29 @@ def put_user() -> str:
     return _subject("ask.user.put")
 
 
+# API keys of tenants.
+
+
+def make_key() -> str:
+    return _subject("ask.key.make")
+
+
+def revoke_key() -> str:
+    return _subject("ask.key.revoke")
+
+
+def list_keys() -> str:
+    return _subject("ask.key.list")
+
+
+def check_key() -> str:
+    return _subject("ask.key.check")
+
+
+def key_changed(key: str) -> str:
+    return _subject("evt.fleet.key_changed", key)
+
+
 # Is the history whole?
 
 

@@ -23,6 +23,7 @@ from schemas import (
     handoff,
     history,
     journal,
+    keys,
     links,
     nodes,
     past,
@@ -521,6 +522,41 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         ("operator",),
         ("registry",),
         reply=access.PutUserReply,
+    ),
+    # API keys of tenants.
+    Entry(
+        keys.MakeKey,
+        "ask.key.make",
+        ("operator",),
+        ("registry",),
+        reply=keys.MakeKeyReply,
+    ),
+    Entry(
+        keys.RevokeKey,
+        "ask.key.revoke",
+        ("operator",),
+        ("registry",),
+        reply=keys.RevokeKeyReply,
+    ),
+    Entry(
+        keys.ListKeys,
+        "ask.key.list",
+        ("operator",),
+        ("registry",),
+        reply=keys.ListKeysReply,
+    ),
+    Entry(
+        keys.CheckKey,
+        "ask.key.check",
+        ("gateway",),
+        ("registry",),
+        reply=keys.CheckKeyReply,
+    ),
+    Entry(
+        keys.KeyChanged,
+        "evt.fleet.key_changed.{key}",
+        ("registry",),
+        ("gateway", "registry"),
     ),
     # Is the history whole?
     Entry(

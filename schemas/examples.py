@@ -97,6 +97,18 @@ from schemas.history import (
     StreamNow,
 )
 from schemas.journal import JournalAppended, JournalSnapshotted
+from schemas.keys import (
+    ApiKey,
+    CheckKey,
+    CheckKeyReply,
+    KeyChanged,
+    ListKeys,
+    ListKeysReply,
+    MakeKey,
+    MakeKeyReply,
+    RevokeKey,
+    RevokeKeyReply,
+)
 from schemas.links import KvMoved, PostLinkKey, PullKv, PullKvReply, ReleaseKv
 from schemas.message import Message
 from schemas.nodes import (
@@ -282,6 +294,19 @@ GAP: Final = HistoryGapFound(
     first_seq=812,
     last_seq=815,
     at_ms=1_795_000_030_000,
+)
+
+API_KEY: Final = ApiKey(
+    key_id="5f0c2a9e11d4",
+    tenant="acme",
+    name="batch jobs",
+    created_ms=1_795_000_000_000,
+    expires_ms=1_802_776_000_000,
+    revision=7,
+)
+#: SHA-256 of "secret".
+KEY_DIGEST: Final = bytes.fromhex(
+    "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b"
 )
 
 TAIL: Final = HistoryTailLost(
@@ -534,6 +559,27 @@ _ALL: Final[tuple[Message, ...]] = (
         state="not_storing",
         why="REQUESTS: 12 events were published and are in no stream",
         at_ms=1_795_000_030_000,
+    ),
+    MakeKey(
+        key_id=API_KEY.key_id,
+        digest=KEY_DIGEST,
+        tenant="acme",
+        name="batch jobs",
+        expires_ms=API_KEY.expires_ms,
+    ),
+    MakeKeyReply(key=API_KEY),
+    RevokeKey(key_id=API_KEY.key_id),
+    RevokeKeyReply(key=API_KEY.model_copy(update={"revoked_ms": 1_795_000_600_000})),
+    ListKeys(tenant="acme"),
+    ListKeysReply(keys=(API_KEY,)),
+    CheckKey(key_id=API_KEY.key_id, digest=KEY_DIGEST),
+    CheckKeyReply(tenant="acme", expires_ms=API_KEY.expires_ms),
+    KeyChanged(
+        key_id=API_KEY.key_id,
+        what="revoked",
+        tenant="acme",
+        revision=8,
+        at_ms=1_795_000_600_000,
     ),
     ShowHistory(),
     ShowHistoryReply(
