@@ -35,19 +35,27 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the load goes."""
+    """Where the load goes, and the API key that it is sent with; empty: none."""
 
     host: str
     port: int
+    api_key: str = ""
 
     @property
     def authority(self) -> str:
         """Host and port as they stand in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What each request carries."""
+        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
     @classmethod
-    def from_url(cls, url: str, *, allow_remote: bool = False) -> "Target":
+    def from_url(cls, url: str, *, allow_remote: bool = False, api_key: str = "") -> "Target":
         """Raises ``BadTarget`` for what is not ``http://HOST[:PORT]``, or not of this machine."""
+        if not api_key.isascii() or any(c.isspace() for c in api_key):
+            raise BadTarget("an API key has no spaces and is ASCII")
         parts = urlsplit(url)
         try:
             port = parts.port or 80
@@ -59,7 +67,7 @@ class Target:
             raise BadTarget(
                 f"{parts.hostname} is not this machine; --allow-remote if the load is welcome there"
             )
-        return cls(parts.hostname, port)
+        return cls(parts.hostname, port, api_key)
 
 
 def is_loopback(host: str) -> bool:
@@ -86,8 +94,9 @@ def request_bytes(
             "stream_options": {"include_usage": True},
         }
     )
+    more = "".join(f"{name}: {value}\r\n" for name, value in target.headers.items())
     head = (
-        f"POST {PATHS[api]} HTTP/1.1\r\nhost: {target.authority}\r\n"
+        f"POST {PATHS[api]} HTTP/1.1\r\nhost: {target.authority}\r\n{more}"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -115,7 +124,7 @@ async def _first_model(target: Target) -> str:
     try:
         # Never through a proxy: what is measured is the address itself.
         async with httpx.AsyncClient(trust_env=False, timeout=CONNECT_TIMEOUT_S) as client:
-            answer = (await client.get(url)).raise_for_status()
+            answer = (await client.get(url, headers=target.headers)).raise_for_status()
             return str(answer.json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, KeyError, IndexError) as error:
         raise Unreachable(f"{url} lists no model: {error}") from error

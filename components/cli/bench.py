@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import secrets
 import sys
 import time
@@ -13,6 +14,7 @@ from components.bench import report, workload
 from components.bench.driver import Load, Outcome, Progress
 from components.bench.driver import run as run_load
 from components.bench.target import PATHS, BadTarget, Target, Unreachable, ask_server
+from components.cli.chat_once import KEY_VARIABLE
 from components.cli.errors import CommandFailed
 from components.domain.traces import Arrival, mean_rate_per_s, rescaled
 
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the prompts; default: another one each time")
     add("--save", type=Path, metavar="FILE", help="one JSON line per request")
     add("--json", action="store_true", help="the summary as JSON on standard output")
+    serve.epilog = f"A key in {KEY_VARIABLE} is sent along, as OpenAI's clients do."
 
 
 def count(text: str) -> int:
@@ -67,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     seed = secrets.randbits(32) if args.seed is None else args.seed
     try:
         arrivals = arrivals_from(args)
-        target = Target.from_url(args.url, allow_remote=args.allow_remote)
+        key = os.environ.get(KEY_VARIABLE, "")
+        target = Target.from_url(args.url, allow_remote=args.allow_remote, api_key=key)
         model, prompts = ask_server(target, args.model, args.api, seed)
     except (BadTarget, Unreachable, workload.BadTrace) as error:
         raise CommandFailed(str(error)) from error

@@ -8,7 +8,7 @@ FORMS: Final = (
     "2026-11-26T14:03:05.250Z, 14:03:05 (today, UTC), 90s or 5m (ago), now, ms since 1970"
 )
 
-_AGO: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _MS_PER: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _TIME: Final = re.compile(r"\d\d:\d\d(:\d\d(\.\d+)?)?")
 
@@ -23,8 +23,8 @@ def parse(text: str, now_ms: int) -> int:
         return now_ms
     if text.isdecimal():
         return int(text)
-    if ago := _AGO.fullmatch(text):
-        return now_ms - round(float(ago[1]) * _MS_PER[ago[2]])
+    if (ago_ms := span_ms(text)) is not None:
+        return now_ms - ago_ms
     try:
         if _TIME.fullmatch(text):
             day = datetime.fromtimestamp(now_ms / 1000, tz=UTC).date()
@@ -34,6 +34,12 @@ def parse(text: str, now_ms: int) -> int:
         raise BadInstant(f"{text!r} is no instant; write {FORMS}") from None
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at
     return round((at - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
+
+
+def span_ms(text: str) -> int | None:
+    """``90s``, ``1.5h`` or ``90d`` in milliseconds; None for what is no span."""
+    found = _SPAN.fullmatch(text)
+    return round(float(found[1]) * _MS_PER[found[2]]) if found else None
 
 
 def show(at_ms: int) -> str:

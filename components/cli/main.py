@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "menu": ("menu", "the commands by number"),
     "bench": ("bench", "put load on a running system and report latencies"),
     "nodes": ("nodes", "the nodes that were declared: list, show, register, update, delete"),
+    "keys": ("keys", "API keys of tenants: make, list, revoke"),
     "users": ("users", "who may log in over HTTP, and as what"),
     "plan": ("plan_links", "what a layout of engines needs, before anybody pays for it"),
     "setup": ("setup", "keys and streams for a NATS that runs elsewhere"),

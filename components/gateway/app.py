@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -45,16 +45,22 @@ def _application(desk: Desk, hot: dict[str, Asgi]) -> Asgi:
     # Named here as well, so that a wrong method gets its 405.
     app.router.routes.extend(Route(path, call, methods=["POST"]) for path, call in hot.items())
 
-    @app.get("/v1/models")
+    async def known(request: Request) -> None:
+        """Raises ``ApiError`` for whoever may not ask."""
+        await desk.tenants.of(request.scope)
+
+    wants_key = [Depends(known)]
+
+    @app.get("/v1/models", dependencies=wants_key)
     async def list_models() -> JSONResponse:
         cards = sorted(desk.models, key=lambda m: m.card.model)
         return JSONResponse({"object": "list", "data": [_model(m) for m in cards]})
 
-    @app.get("/v1/models/{model:path}")
+    @app.get("/v1/models/{model:path}", dependencies=wants_key)
     async def show_model(model: str) -> JSONResponse:
         return JSONResponse(_model(desk.models.get(model)))
 
-    app.include_router(state_router(desk))
+    app.include_router(state_router(desk), dependencies=wants_key)
     app.router.routes.extend(node_routes(desk))
 
     @app.get("/health")

@@ -22,6 +22,7 @@ from components.gateway.readiness import Readiness, readiness
 from components.gateway.request import Deliver, End, GatewayOutcome, NewRequest
 from components.gateway.settings import GatewaySettings
 from components.gateway.submit import Origin
+from components.gateway.tenants import Tenants
 from components.host.host import Host
 from schemas.attempt import ResumeStreams, ResumeStreamsReply, StreamPosition
 from schemas.body import FetchBody, FetchBodyReply
@@ -45,6 +46,7 @@ class Desk:
         self.core = GatewayCore(settings)
         self.pool = Pool(settings.render_threads, settings.render_queue_max)
         self.models = Models(host, self.pool, settings.models_max)
+        self.tenants = Tenants(host, settings)
         #: Bridges, who are asked about engines outside, and auditors of the history.
         self.others = PeerTable()
         self._secret = secret

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bus import tracing
-from bus.clients import DEFAULT_TENANT
 from components.gateway.calls import open_call
 from components.gateway.desk import Desk
 from components.gateway.errors import ApiError, Headers, internal
@@ -97,7 +96,8 @@ class CompletionRoute:
         counters = self._desk.host.counters
         counters.add("http_requests_total")
         try:
-            await self._serve(caller, name, arrived_s, receive, answer)
+            tenant = await self._desk.tenants.of(scope)
+            await self._serve(caller, tenant, name, arrived_s, receive, answer)
         except ClientGone:
             counters.add("http_clients_gone_total")
         except ApiError as error:
@@ -111,14 +111,20 @@ class CompletionRoute:
             await answer.error(internal())
 
     async def _serve(
-        self, caller: Caller, name: str, arrived_s: float, receive: Receive, answer: Answer
+        self,
+        caller: Caller,
+        tenant: str,
+        name: str,
+        arrived_s: float,
+        receive: Receive,
+        answer: Answer,
     ) -> None:
         desk = self._desk
         desk.check_open(1)
         sampled = random.random() < desk.host.settings.telemetry_sample_ratio
         trace = caller.trace or tracing.new_trace(sampled=sampled)
         with tracing.root_span(f"POST {self._path}", trace) as trace_here:
-            origin = desk.origin(DEFAULT_TENANT, trace_here, arrived_s, desk.settings.deadline_s)
+            origin = desk.origin(tenant, trace_here, arrived_s, desk.settings.deadline_s)
             body = await self._intake.read(receive)
             exchange, streamed = await open_call(desk, self._api, body, name, origin)
             del body

@@ -44,6 +44,7 @@ class Gateway:
         _ = await bus.subscribe_frames(subjects.frames(me, ANY), desk.on_frame)
         _ = await bus.subscribe(subjects.heartbeat_sent(ANY, ANY), HeartbeatSent, desk.on_heartbeat)
         bus.on_reconnect(desk.on_reconnect)
+        await desk.tenants.start()
         await self._calls.start()
         await self._past.start()
         prefix = self._host.settings.subject_prefix

@@ -1,5 +1,7 @@
 """The gateway's settings."""
 
+from typing import Literal
+
 from pydantic import Field, SecretStr
 
 from components.host.settings import Settings
@@ -34,6 +36,12 @@ class GatewaySettings(Settings):
     requests_max: int = Field(default=8192, ge=1)
     #: Keys the block hashes, so that tenants cannot probe each other's cache; random when unset.
     tenant_secret: SecretStr | None = None
+
+    #: Whether `/v1` and `/state` want an API key (`switchyard keys`). ``open``: whoever shows none
+    #: is tenant ``default``; one that is shown must be right.
+    api_keys: Literal["open", "required"] = "open"
+    #: For how long a key stays right that no registry can be asked about.
+    api_key_grace_s: float = Field(default=300.0, ge=0)
 
     #: Origins of pages that may use the registry's API (``/api/...``); ``*``: any.
     cors_origins: tuple[str, ...] = Field(default=(), max_length=64)

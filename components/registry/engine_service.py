@@ -4,13 +4,12 @@ Nothing here is on a request's path, and nothing waits for JetStream but the wri
 second what changed is written, one engine after the other.
 """
 
-from collections.abc import Callable
 from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
 from bus import subjects
-from bus.bus import Received, Subscription
+from bus.bus import Received
 from bus.errors import BusError, RecordChanged, StreamUnavailable
 from bus.records import Records
 from bus.subjects import ANY
@@ -19,6 +18,7 @@ from components.registry.engine_records import EngineRecords
 from components.registry.engines import EngineTable
 from components.registry.looks import Looks
 from components.registry.nodes import NodeRefused
+from components.registry.questions import Questions
 from components.registry.settings import RegistrySettings
 from schemas.engine import EngineLoadReported
 from schemas.engines import (
@@ -65,31 +65,21 @@ class EngineService:
         )
         self._asking = 0
         self._store_away_until_s = 0.0
-        self._subscriptions: list[Subscription] = []
+        self._questions = Questions(host)
 
     async def start(self) -> None:
-        bus = self._host.bus
-        self._subscriptions = [
-            await bus.subscribe(subjects.engine_changed(ANY), EngineChanged, self._on_changed),
-        ]
-        await self._listen(ShowEngine, self._show)
-        await self._listen(ListEngines, self._list)
-        await self._listen(ForgetEngine, self._on_forget)
+        questions = self._questions
+        await questions.hear(subjects.engine_changed(ANY), EngineChanged, self._on_changed)
+        await questions.answer(ShowEngine, self._show)
+        await questions.answer(ListEngines, self._list)
+        await questions.answer(ForgetEngine, self._on_forget)
         self._host.tasks.every("engines.tick", WRITE_S / 4, self._tick)
         self._host.tasks.every("engines.write", WRITE_S, self.write)
         self._host.tasks.every("engines.age", AGED_S, self._forget_old)
         self._looks.start()
 
-    async def _listen(self, question: type[Q], handler: Callable[[Received[Q]], None]) -> None:
-        subject = subjects.function_of(question)()
-        self._subscriptions.append(
-            await self._host.bus.subscribe(subject, question, handler, queue="registry")
-        )
-
     async def stop(self) -> None:
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.unsubscribe()
+        await self._questions.stop()
 
     def resume(self) -> None:
         """The bus was away: nobody could be heard, and others may have written."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from bus import subjects
-from bus.bus import Received, Subscription
+from bus.bus import Received
 from bus.errors import StreamUnavailable
 from bus.records import Records
 from bus.subjects import ANY
@@ -13,6 +13,7 @@ from components.host.host import Host
 from components.registry.looks import Looks
 from components.registry.nodes import NodeRefused, NodeTable, Put
 from components.registry.probing import Prober
+from components.registry.questions import Questions
 from components.registry.records import NodeRecords
 from components.registry.settings import RegistrySettings
 from schemas.message import Message
@@ -54,33 +55,23 @@ class NodeService:
             host, "the records of nodes", self._records.read_all, self._records.read
         )
         self._prober = Prober(host, settings, self._table, self._changed)
-        self._subscriptions: list[Subscription] = []
+        self._questions = Questions(host)
 
     async def start(self) -> None:
-        await self._listen(RegisterNode, self._register)
-        await self._listen(UpdateNode, self._update)
-        await self._listen(DeleteNode, self._delete)
-        await self._listen(ShowNode, self._show)
-        await self._listen(ListNodes, self._list)
-        bus = self._host.bus
-        self._subscriptions += [
-            await bus.subscribe(subjects.node_changed(ANY), NodeChanged, self._on_changed),
-            await bus.subscribe(subjects.node_heard(ANY), NodeHeard, self._on_heard),
-        ]
+        questions = self._questions
+        await questions.answer(RegisterNode, self._register)
+        await questions.answer(UpdateNode, self._update)
+        await questions.answer(DeleteNode, self._delete)
+        await questions.answer(ShowNode, self._show)
+        await questions.answer(ListNodes, self._list)
+        await questions.hear(subjects.node_changed(ANY), NodeChanged, self._on_changed)
+        await questions.hear(subjects.node_heard(ANY), NodeHeard, self._on_heard)
         self._host.tasks.every("nodes.tick", 1.0, self._tick)
         self._prober.start()
         self._looks.start()
 
-    async def _listen(self, question: type[Q], handler: Callable[[Received[Q]], None]) -> None:
-        subject = subjects.function_of(question)()
-        self._subscriptions.append(
-            await self._host.bus.subscribe(subject, question, handler, queue="registry")
-        )
-
     async def stop(self) -> None:
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.unsubscribe()
+        await self._questions.stop()
         await self._prober.stop()
 
     def resume(self) -> None:

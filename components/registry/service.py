@@ -13,6 +13,7 @@ from components.host.version import version
 from components.registry.access_service import AccessService
 from components.registry.core import Outcome, RegistryCore
 from components.registry.engine_service import EngineService
+from components.registry.key_service import KeyService
 from components.registry.node_service import NodeService
 from components.registry.settings import RegistrySettings
 from schemas.engine import EngineLoadReported, EngineStatesReceived
@@ -48,6 +49,7 @@ class RegistryService:
         self._nodes = NodeService(host, settings, self._records)
         self._engines = EngineService(host, settings, self._records)
         self._access = AccessService(host, settings, self._records)
+        self._keys = KeyService(host, settings, self._records)
         self._with_records = isinstance(host.bus, NatsBus)
         self._subscriptions: list[Subscription] = []
         self._cut_off = False
@@ -71,6 +73,7 @@ class RegistryService:
             await self._nodes.start()
             await self._engines.start()
             await self._access.start()
+            await self._keys.start()
         prefix = self._host.settings.subject_prefix
         about = discovery.Instance(
             "registry", self._host.instance, version(), prefix, self._host.epoch
@@ -92,6 +95,7 @@ class RegistryService:
             await self._nodes.stop()
             await self._engines.stop()
             await self._access.stop()
+            await self._keys.stop()
             await self._records.close()
 
     def heartbeat(self) -> dict[str, object]:
@@ -134,6 +138,7 @@ class RegistryService:
         self._core.on_resume(self._host.clock.now_s())
         self._nodes.resume()
         self._engines.resume()
+        self._keys.resume()
 
     def _perform(self, outcomes: list[Outcome]) -> None:
         bus = self._host.bus

@@ -34,6 +34,10 @@ class RegistrySettings(Settings):
     probe_failures_max: int = Field(default=3, ge=1)
     probe_successes_min: int = Field(default=2, ge=1)
 
+    keys_max: int = Field(default=4096, ge=1)
+    #: How long an API key that was revoked or has ended can still be seen.
+    key_record_days: float = Field(default=30.0, gt=0)
+
     #: Where the key that signs sessions is kept, and the first password of ``admin`` is put.
     #: Empty: nobody can log in over HTTP.
     access_dir: str = ""
