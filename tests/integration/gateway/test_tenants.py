@@ -192,6 +192,7 @@ async def test_while_no_registry_answers_a_right_key_is_good_for_its_grace_and_a
             assert await asked.of(f"Bearer {key}") == "acme"
         asked.clock.advance(tenants.RETRY_S)
         assert await asked.of(f"Bearer {key}") == "api_keys_unavailable"
+        assert asked.host.counters["api_keys_unknown_total"] == 2
         await asked.registry.come()
         assert await asked.of(f"Bearer {key}") == "acme"
 
@@ -203,6 +204,15 @@ async def test_a_registry_that_has_not_read_its_records_is_none():
         assert await asked.of(f"Bearer {key}") == "api_keys_unavailable"
         asked.registry.says = None
         assert await asked.of(f"Bearer {key}") == "acme"
+
+
+async def test_right_keys_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tenants, "REMEMBERED_MAX", 2)
+    async with asking() as asked:
+        keys = [asked.registry.let_in(number) for number in range(3)]
+        for key in (*keys, keys[2], keys[0]):
+            assert await asked.of(f"Bearer {key}") == "acme"
+        assert asked.host.counters["api_keys_asked_total"] == 4  # the first one once more
 
 
 async def test_a_flood_of_wrong_keys_is_bounded_and_drives_no_right_key_out(

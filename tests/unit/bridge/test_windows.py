@@ -129,3 +129,34 @@ def test_senders_are_bounded_and_the_most_silent_one_makes_room():
     assert len(windows) == 2
     assert take(windows, sender=("k", "b")) == "new"
     assert windows.lost(("k", "unknown")) == windows.heard(("k", "unknown")) == 0
+
+
+def test_the_window_is_as_wide_as_it_says():
+    windows = Windows(4, 1000)
+    take(windows, seq=1)
+    assert take(windows, seq=WINDOW, now_s=1.0) == "new"
+    assert take(windows, seq=1, now_s=2.0) == "replayed"  # still seen
+    assert take(windows, seq=2, now_s=2.0) == "late"
+    assert take(windows, seq=2 + WINDOW, now_s=3.0) == "new"
+    assert take(windows, seq=3, now_s=4.0) == "late"
+    # A jump by the whole width leaves nothing of what was seen, and nothing in doubt.
+    assert take(windows, seq=2 + 2 * WINDOW, now_s=5.0) == "new"
+    assert take(windows, seq=2 + WINDOW, now_s=6.0) == "replayed"
+    assert take(windows, seq=3 + WINDOW, now_s=6.0) == "late"
+
+
+def test_a_clock_may_differ_by_its_bound_and_no_more():
+    for ahead_ms in (1000, -1000):
+        assert take(Windows(4, 1000), sent_ms=5000 + ahead_ms, wall_ms=5000) == "new"
+    for ahead_ms in (1001, -1001):
+        assert take(Windows(4, 1000), sent_ms=5000 + ahead_ms, wall_ms=5000) == "clock"
+
+
+def test_a_sender_s_new_life_counts_as_a_word_of_it():
+    windows = Windows(2, 1000)
+    take(windows, sender=("k", "a"))
+    take(windows, sender=("k", "b"))
+    take(windows, epoch=2, sender=("k", "a"))
+    take(windows, sender=("k", "c"))  # b makes room
+    assert take(windows, epoch=2, sender=("k", "a"), now_s=LATER_S) == "replayed"
+    assert take(windows, sender=("k", "b"), now_s=LATER_S) == "new"
