@@ -15,6 +15,16 @@ from schemas.nodes import UserRole
 LoginRefusal = Literal["unauthorized", "too_many", "busy", "store_away"]
 
 
+class SessionAnswer(Part):
+    """The tokens of a session; without them, ``refusal`` says why not."""
+
+    access_token: str = ""
+    refresh_token: str = ""
+    expires_s: int = 0
+    refusal: LoginRefusal | None = None
+    retry_after_s: int = 0
+
+
 class Login(Message):
     """An account asks for a session. ``address``: where from, for the limit on guesses."""
 
@@ -25,16 +35,10 @@ class Login(Message):
     address: str = ""
 
 
-class LoginReply(Message):
+class LoginReply(SessionAnswer, Message):
     """``access_token`` is a JWT for ``expires_s``; ``refresh_token`` works once."""
 
     schema_id: ClassVar[str] = "session.login_reply.v1"
-
-    access_token: str = ""
-    refresh_token: str = ""
-    expires_s: int = 0
-    refusal: LoginRefusal | None = None
-    retry_after_s: int = 0
 
 
 class RefreshSession(Message):
@@ -45,16 +49,10 @@ class RefreshSession(Message):
     refresh_token: str = Field(max_length=4096)
 
 
-class RefreshSessionReply(Message):
+class RefreshSessionReply(SessionAnswer, Message):
     """As ``LoginReply``."""
 
     schema_id: ClassVar[str] = "session.refresh_reply.v1"
-
-    access_token: str = ""
-    refresh_token: str = ""
-    expires_s: int = 0
-    refusal: LoginRefusal | None = None
-    retry_after_s: int = 0
 
 
 class SigningKey(Part):

@@ -24,7 +24,13 @@ from bus.errors import BusError, TooManyPages
 from bus.paging import read_pages
 from components.gateway.accounts import Accounts, BadToken
 from components.gateway.desk import Desk
-from schemas.access import Login, LoginReply, RefreshSession, RefreshSessionReply
+from schemas.access import (
+    Login,
+    LoginReply,
+    RefreshSession,
+    RefreshSessionReply,
+    SessionAnswer,
+)
 from schemas.message import Message
 from schemas.nodes import (
     Caller,
@@ -281,7 +287,7 @@ class NodeApi:
         return await self._desk.host.bus.ask(subject, question, reply, timeout_s=ANSWER_S)
 
 
-def _session(reply: LoginReply | RefreshSessionReply) -> dict[str, Any]:
+def _session(reply: SessionAnswer) -> dict[str, Any]:
     match reply.refusal:
         case None:
             return {

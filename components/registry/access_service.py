@@ -9,7 +9,7 @@ import json
 import secrets
 from functools import partial
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, TypeVar, get_args
 
 import jwt
 
@@ -18,6 +18,7 @@ from bus.bus import Received, Subscription
 from bus.errors import RecordChanged, StreamUnavailable
 from bus.records import Record, Records
 from components.host.host import Host
+from components.registry.loading import until_read
 from components.registry.secrets import (
     NOBODY,
     SigningKeyFile,
@@ -40,6 +41,8 @@ from schemas.access import (
     SigningKey,
 )
 from schemas.nodes import UserRole
+
+Reply = TypeVar("Reply", LoginReply, RefreshSessionReply)
 
 USERS: Final = "users"
 ISSUER: Final = "switchyard"
@@ -84,7 +87,8 @@ class AccessService:
             ),
             await bus.subscribe(subjects.put_user(), PutUser, self._on_put, queue="registry"),
         ]
-        _ = self._host.tasks.spawn("access.load", self._load())
+        load = until_read(self._host, "accounts", self._load)
+        _ = self._host.tasks.spawn("access.load", load)
 
     async def stop(self) -> None:
         subscriptions, self._subscriptions = self._subscriptions, []
@@ -92,16 +96,11 @@ class AccessService:
             await subscription.unsubscribe()
 
     async def _load(self) -> None:
-        while not self._loaded:
-            try:
-                for record in await self._records.all(USERS):
-                    self._take(record)
-                if not self._users and self._key is not None:
-                    await self._first_admin()
-                self._loaded = True
-            except StreamUnavailable as error:
-                self._host.log.warning("accounts cannot be read yet: %s", error)
-                await self._host.clock.sleep(1.0)
+        for record in await self._records.all(USERS):
+            self._take(record)
+        if not self._users and self._key is not None:
+            await self._first_admin()
+        self._loaded = True
 
     def _take(self, record: Record) -> None:
         try:
@@ -161,13 +160,8 @@ class AccessService:
         self._host.counters.add("logins_total")
         session_id, token = secrets.token_urlsafe(18), secrets.token_urlsafe(24)
         self._sessions.begin(session_id, message.username, token, self._host.clock.now_s())
-        access = self._access_token(message.username, roles)
-        reply = LoginReply(
-            access_token=access,
-            refresh_token=f"{session_id}.{token}",
-            expires_s=self._settings.access_token_s,
-        )
-        self._host.bus.respond(asked, reply)
+        granted = self._granted(LoginReply, message.username, roles, f"{session_id}.{token}")
+        self._host.bus.respond(asked, granted)
 
     async def _roles_of(self, asked: Login) -> tuple[UserRole, ...] | None:
         """The roles of who proved to be this account."""
@@ -205,12 +199,18 @@ class AccessService:
         if user is None or self._key is None:
             self._host.bus.respond(asked, RefreshSessionReply(refusal="unauthorized"))
             return
-        reply = RefreshSessionReply(
-            access_token=self._access_token(user.username, user.roles),
-            refresh_token=f"{session_id}.{following}",
+        refresh_token = f"{session_id}.{following}"
+        granted = self._granted(RefreshSessionReply, user.username, user.roles, refresh_token)
+        self._host.bus.respond(asked, granted)
+
+    def _granted(
+        self, kind: type[Reply], username: str, roles: tuple[UserRole, ...], refresh_token: str
+    ) -> Reply:
+        return kind(
+            access_token=self._access_token(username, roles),
+            refresh_token=refresh_token,
             expires_s=self._settings.access_token_s,
         )
-        self._host.bus.respond(asked, reply)
 
     def _show_keys(self, asked: Received[ShowSigningKeys]) -> None:
         key = self._key
