@@ -87,6 +87,11 @@ def test_a_node_writes_itself_an_admin_all_a_user_none():
     assert table.update(update(caller=SELF, remark="x"), 1).node
     refused("forbidden", table, update("n2", caller=SELF))
     refused("forbidden", table, update(caller=USER))
+    with pytest.raises(NodeRefused, match="eve may not change"):
+        table.register(RegisterNode(caller=USER, node_id="n3"), 1)
+    with pytest.raises(NodeRefused, match="n1 may not change"):
+        table.register(RegisterNode(caller=SELF, node_id="n2"), 1)
+    assert table.register(RegisterNode(caller=SELF, node_id="n1"), 1).node
     for caller in (USER, SELF):
         with pytest.raises(NodeRefused, match="only an admin"):
             table.delete(DeleteNode(caller=caller, node_id="n1"))
@@ -139,6 +144,9 @@ def test_nodes_are_listed_in_pages_and_by_the_status_that_their_lease_gives_them
     assert ([n.node_id for n in nodes], more) == (["n0", "n1"], True)
     nodes, more = table.page(ListNodes(after="n1", limit=9), 0.0)
     assert ([n.node_id for n in nodes], more) == (["n2", "n3", "n4"], False)
+    # Exactly as many as there are: nothing follows.
+    nodes, more = table.page(ListNodes(after="n1", limit=3), 0.0)
+    assert ([n.node_id for n in nodes], more) == (["n2", "n3", "n4"], False)
     nodes, _ = table.page(ListNodes(status="offline"), 50.0)
     assert [n.node_id for n in nodes] == ["n3"]
 
@@ -160,6 +168,17 @@ def test_an_older_record_never_overwrites_a_newer_one():
     table.gone("n1")
     with pytest.raises(NodeRefused, match="there is no node"):
         table.show("n1", 0.0)
+
+
+def test_a_record_read_again_at_its_revision_counts_and_what_probes_found_stands():
+    table = NodeTable()
+    node = registered(table, remark="old")
+    table.probed("n1", well=True, failures_max=1, successes_min=1)
+    # A bucket that was made anew counts its revisions from the start.
+    table.read(node.model_copy(update={"remark": "new"}), 0.0)
+    assert (table.show("n1", 0.0).remark, table.show("n1", 0.0).healthy) == ("new", True)
+    table.read(node.model_copy(update={"node_port": 9}), 0.0)
+    assert table.show("n1", 0.0).healthy is None
 
 
 def test_health_falls_after_failures_in_a_row_and_comes_back_after_successes():

@@ -42,6 +42,18 @@ def test_sessions_are_bounded_and_the_oldest_makes_room():
     assert sessions.go_on("a", "t", "u", 1.0) is None
 
 
+def test_sessions_that_ended_make_room_when_the_next_one_begins():
+    sessions = Sessions(10, 100.0)
+    sessions.begin("a", "ann", "t", 0.0)
+    sessions.begin("b", "bob", "t", 1.0)
+    sessions.begin("c", "cat", "t", 99.0)
+    assert len(sessions) == 3
+    # At its very end a session is over: the first one goes, the second has a second left.
+    sessions.begin("d", "dan", "t", 100.0)
+    assert len(sessions) == 3
+    assert sessions.go_on("b", "t", "u", 100.0) == "bob"
+
+
 def test_guesses_are_bounded_per_account_and_per_address():
     guesses = Guesses(per_user_min=2, per_address_min=3)
     assert [guesses.may("ann", "a", 0.0) for _ in range(3)] == [True, True, False]
@@ -49,6 +61,26 @@ def test_guesses_are_bounded_per_account_and_per_address():
     assert guesses.may("bob", "a", 0.0) is False
     assert guesses.may("bob", "b", 0.0) is True
     assert guesses.may("ann", "c", 31.0) is True
+
+
+def test_a_name_that_was_not_heard_yet_has_all_its_guesses():
+    guesses = Guesses(per_user_min=3, per_address_min=100)
+    for name in ("ann", "bob"):
+        assert [guesses.may(name, "a", 0.0) for _ in range(4)] == [True, True, True, False]
+    by_address = Guesses(per_user_min=100, per_address_min=3)
+    assert [by_address.may("ann", "a", 0.0) for _ in range(4)] == [True, True, True, False]
+
+
+def test_of_guesses_so_many_names_are_remembered_and_the_one_unused_longest_makes_room():
+    guesses = Guesses(per_user_min=1, per_address_min=100, names_max=2)
+    assert guesses.may("ann", "x", 0.0)
+    assert guesses.may("bob", "x", 0.0)
+    # Ann guesses again, in vain, and is the younger of the two by that.
+    assert not guesses.may("ann", "x", 0.0)
+    # Cat makes three: bob is forgotten, and may guess anew.
+    assert guesses.may("cat", "x", 0.0)
+    assert not guesses.may("ann", "x", 0.0)
+    assert guesses.may("bob", "x", 0.0)
 
 
 def test_a_password_is_known_by_its_hash_and_by_no_other():
