@@ -1,7 +1,6 @@
 """Where the load goes, and what one request for it looks like."""
 
 import asyncio
-import ipaddress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from components.bench.prompts import (
     words_message,
 )
 from components.bench.records import Record
+from components.domain.addresses import is_loopback
 
 Api = Literal["chat", "completions"]
 PATHS: Final[dict[Api, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
@@ -68,16 +68,6 @@ class Target:
                 f"{parts.hostname} is not this machine; --allow-remote if the load is welcome there"
             )
         return cls(parts.hostname, port, api_key)
-
-
-def is_loopback(host: str) -> bool:
-    """Is this a name or an address of the loopback interface?"""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def request_bytes(

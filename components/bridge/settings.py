@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from components.bridge.address import normal
+from components.domain.addresses import is_loopback
 from components.host.settings import Settings
 from schemas.engine import STATES_MAX
 
@@ -104,10 +105,7 @@ class BridgeSettings(Settings):
     @property
     def is_loopback(self) -> bool:
         """Is it this machine alone that can send?"""
-        try:
-            return ipaddress.ip_address(self.address).is_loopback
-        except ValueError:
-            return self.address == "localhost"
+        return is_loopback(self.address)
 
     def networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
         """``mixed_networks``, parsed."""

@@ -111,6 +111,24 @@ def config_file(given: Path | None, environ: Mapping[str, str]) -> Path | None:
     return named and named.absolute()
 
 
+def see_who_may_log_in(
+    settings: "UpSettings", config: Path | None, environ: Mapping[str, str]
+) -> None:
+    """Raises ``BadSettings`` where anybody could log in by name from another machine."""
+    from components.domain.addresses import is_loopback
+    from components.host.errors import BadSettings
+    from components.host.settings import load
+    from components.registry.settings import RegistrySettings
+
+    registry = load(RegistrySettings, "registry", config, environ, {})
+    if registry.insecure_username_login and not is_loopback(settings.host):
+        raise BadSettings(
+            "registry.insecure_username_login lets anybody log in by name alone, and gateway.host"
+            f" (up.host, --host) is {settings.host}, where other machines ask too:"
+            " unset the one, or listen on 127.0.0.1"
+        )
+
+
 def run(args: argparse.Namespace) -> int:
     from components.cli.rundir import RunDir, default_data_dir
     from components.cli.settings import UpSettings
@@ -120,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     config = config_file(args.config, os.environ)
     try:
         settings = load(UpSettings, "up", config, os.environ, overrides(args))
+        see_who_may_log_in(settings, config, os.environ)
     except BadSettings as error:
         raise CommandFailed(str(error), error.exit_code) from error
     run_dir = RunDir(settings.data or default_data_dir(os.environ, Path.home()))

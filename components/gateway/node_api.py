@@ -6,7 +6,6 @@ promised and did not do, this one does: an update changes what is sent and nothi
 deletes, a missing node is a 404, CORS is answered where it is allowed.
 """
 
-import ipaddress
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from starlette.routing import Route
 from bus import subjects
 from bus.errors import BusError, TooManyPages
 from bus.paging import read_pages
+from components.domain.addresses import is_loopback
 from components.gateway.accounts import Accounts, BadToken
 from components.gateway.desk import Desk
 from schemas.access import (
@@ -193,7 +193,7 @@ class NodeApi:
     async def login(self, request: Request) -> dict[str, Any]:
         said = await _body(request, Credentials)
         client = request.client
-        if not said.password and not _is_loopback(self._desk.settings.host):
+        if not said.password and not is_loopback(self._desk.settings.host):
             # By name alone one logs in on one's own machine, if at all.
             raise Failed(HTTPStatus.UNAUTHORIZED, "unauthorized")
         question = Login(
@@ -347,13 +347,6 @@ def _changes(fields: dict[str, Any]) -> dict[str, Any]:
 def _revision(request: Request) -> int:
     said = request.headers.get("if-match", "").strip('"')
     return int(said) if said.isdecimal() else 0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 # What goes out.

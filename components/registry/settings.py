@@ -47,5 +47,6 @@ class RegistrySettings(Settings):
     sessions_max: int = Field(default=4096, ge=1)
     login_per_user_min: int = Field(default=5, ge=1)
     login_per_address_min: int = Field(default=20, ge=1)
-    #: The older service's login by name alone; gateways that do not listen on loopback refuse it.
+    #: The older service's login by name alone; gateways that do not listen on loopback refuse it,
+    #: and `up` does not start one.
     insecure_username_login: bool = False

@@ -128,6 +128,42 @@ def test_an_up_that_makes_no_sense_is_refused(typed: str):
         up_settings(flag, value)
 
 
+@pytest.mark.parametrize(
+    ("host", "insecure", "starts"),
+    [
+        ("127.0.0.1", "true", True),
+        ("127.0.0.2", "true", True),
+        ("::1", "true", True),
+        ("localhost", "true", True),
+        ("0.0.0.0", "false", True),
+        ("0.0.0.0", "true", False),
+        ("::", "true", False),
+        ("yard.example", "true", False),
+    ],
+)
+def test_who_may_log_in_by_name_alone_sits_at_this_machine(host: str, insecure: str, starts: bool):
+    env = {"SWITCHYARD_REGISTRY_INSECURE_USERNAME_LOGIN": insecure}
+    settings = up_settings("--host", host)
+    if starts:
+        up.see_who_may_log_in(settings, None, env)
+        return
+    with pytest.raises(BadSettings, match=f"insecure_username_login.*gateway.host.*{host}"):
+        up.see_who_may_log_in(settings, None, env)
+
+
+@pytest.mark.parametrize("more", [[], ["--detach"]])
+def test_an_up_where_anybody_could_log_in_from_elsewhere_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+):
+    (tmp_path / "c.toml").write_text("[registry]\ninsecure_username_login = true\n")
+    words = ["--config", str(tmp_path / "c.toml"), "--data", str(tmp_path / "data"), *more]
+    assert main.main(["up", "--host", "0.0.0.0", *words]) == 78
+    said = capsys.readouterr().err
+    assert "registry.insecure_username_login" in said
+    assert "gateway.host" in said
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_field_of_a_datagram_is_a_number_where_it_reads_as_one():
     assert [value_of(text) for text in ("7", "0.5", "true", "busy", '"7"')] == [
         7, 0.5, True, "busy", "7",
