@@ -301,6 +301,10 @@ def show_signing_keys() -> str:
     return _subject("ask.session.show_keys")
 
 
+def rotate_signing_key() -> str:
+    return _subject("ask.session.rotate_key")
+
+
 def put_user() -> str:
     return _subject("ask.user.put")
 

@@ -4,12 +4,21 @@ Passwords and refresh tokens cross the bus in the control account only, from a g
 registry, and are kept nowhere but as hashes.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field
 
 from schemas.message import Message, Part
 from schemas.nodes import UserRole
+
+#: Whose access tokens are, and what for, in their own claims.
+ISSUER: Final = "switchyard"
+AUDIENCE: Final = "registry"
+#: So far may the clocks of who signs and who checks be apart.
+LEEWAY_S: Final = 30
+#: Whoever checks tokens asks for the keys again at least so often while tokens come, and believes
+#: no key any more that is not told.
+KEYS_AGAIN_S: Final = 60
 
 #: Why there is no session. For programs; nothing tells an unknown account from a wrong password.
 LoginRefusal = Literal["unauthorized", "too_many", "busy", "store_away"]
@@ -74,6 +83,28 @@ class ShowSigningKeysReply(Message):
     schema_id: ClassVar[str] = "session.show_keys_reply.v1"
 
     keys: tuple[SigningKey, ...] = ()
+
+
+class RotateSigningKey(Message):
+    """Sign with a new key from now on. The operator's.
+
+    What was signed before counts until it ends; with ``at_once`` no longer: a key became known.
+    """
+
+    schema_id: ClassVar[str] = "session.rotate_key.v1"
+
+    at_once: bool = False
+
+
+class RotateSigningKeyReply(Message):
+    """The id of the new key, and for how long tokens of former ones count; else why not."""
+
+    schema_id: ClassVar[str] = "session.rotate_key_reply.v1"
+
+    done: bool
+    detail: str = ""
+    kid: str = ""
+    grace_s: int = 0
 
 
 class PutUser(Message):

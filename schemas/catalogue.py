@@ -517,6 +517,13 @@ CATALOGUE: Final[tuple[Entry, ...]] = (
         reply=access.ShowSigningKeysReply,
     ),
     Entry(
+        access.RotateSigningKey,
+        "ask.session.rotate_key",
+        ("operator",),
+        ("registry",),
+        reply=access.RotateSigningKeyReply,
+    ),
+    Entry(
         access.PutUser,
         "ask.user.put",
         ("operator",),

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bus import subjects
-from bus.errors import BusError, TooManyPages
+from bus.errors import BusError, NoResponders, TooManyPages
 from bus.paging import read_pages
 from components.domain.addresses import is_loopback
 from components.gateway.accounts import Accounts, BadToken
@@ -49,6 +49,7 @@ from schemas.nodes import (
 )
 
 R = TypeVar("R", bound=Message)
+Session = TypeVar("Session", LoginReply, RefreshSessionReply)
 
 ANSWER_S: Final = 5.0
 #: Each path takes one of them and answers the others itself, in its envelope.
@@ -201,12 +202,21 @@ class NodeApi:
             password=said.password[:1024],
             address=client.host if client else "",
         )
-        return _session(await self._ask(subjects.login(), question, LoginReply))
+        return await self._session(subjects.login(), question, LoginReply)
 
     async def refresh(self, request: Request) -> dict[str, Any]:
         said = await _body(request, RefreshBody)
         question = RefreshSession(refresh_token=said.refresh_token[:4096])
-        return _session(await self._ask(subjects.refresh_session(), question, RefreshSessionReply))
+        return await self._session(subjects.refresh_session(), question, RefreshSessionReply)
+
+    async def _session(
+        self, subject: str, question: Message, kind: type[Session]
+    ) -> dict[str, Any]:
+        try:
+            return _tokens(await self._ask(subject, question, kind))
+        except NoResponders:
+            error = "no registry keeps accounts now (registry.access_dir)"
+            raise Failed(HTTPStatus.SERVICE_UNAVAILABLE, error) from None
 
     # Nodes.
 
@@ -287,7 +297,7 @@ class NodeApi:
         return await self._desk.host.bus.ask(subject, question, reply, timeout_s=ANSWER_S)
 
 
-def _session(reply: SessionAnswer) -> dict[str, Any]:
+def _tokens(reply: SessionAnswer) -> dict[str, Any]:
     match reply.refusal:
         case None:
             return {
@@ -300,7 +310,8 @@ def _session(reply: SessionAnswer) -> dict[str, Any]:
         case "too_many" | "busy":
             raise Failed(HTTPStatus.TOO_MANY_REQUESTS, "too many logins", reply.retry_after_s)
         case "store_away":
-            raise Failed(HTTPStatus.SERVICE_UNAVAILABLE, "no accounts are kept here")
+            error = "accounts are not read yet"
+            raise Failed(HTTPStatus.SERVICE_UNAVAILABLE, error, reply.retry_after_s)
 
 
 # What comes in.

@@ -1,7 +1,7 @@
-"""Answers for accounts: logins, sessions, the public keys of their tokens.
+"""Answers for accounts: logins, sessions, who may log in.
 
-Access tokens are JWTs signed with Ed25519 for a quarter of an hour; whoever checks them asks for
-the public key once. Hashing a password takes 35 ms and 19 MiB: in a thread, two at a time.
+Only where a folder for keys is set (``access_dir``): with several registries that is one of them,
+and it alone is asked. Hashing a password takes 35 ms and 19 MiB: in a thread, two at a time.
 """
 
 import asyncio
@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, get_args
 
-import jwt
-
 from bus import subjects
 from bus.bus import Received, Subscription
 from bus.errors import RecordChanged, StreamUnavailable
@@ -21,13 +19,13 @@ from components.host.host import Host
 from components.registry.loading import until_read
 from components.registry.secrets import (
     NOBODY,
-    SigningKeyFile,
     bootstrap_password,
     hash_password,
     is_password,
 )
 from components.registry.sessions import Guesses, Sessions, User
 from components.registry.settings import RegistrySettings
+from components.registry.signing_service import SigningService
 from schemas.access import (
     Login,
     LoginRefusal,
@@ -36,17 +34,12 @@ from schemas.access import (
     PutUserReply,
     RefreshSession,
     RefreshSessionReply,
-    ShowSigningKeys,
-    ShowSigningKeysReply,
-    SigningKey,
 )
 from schemas.nodes import UserRole
 
 Reply = TypeVar("Reply", LoginReply, RefreshSessionReply)
 
 USERS: Final = "users"
-ISSUER: Final = "switchyard"
-AUDIENCE: Final = "registry"
 HASHES_MAX: Final = 2
 #: Logins that wait for one of those; the next one is told to come back.
 WAITING_MAX: Final = 32
@@ -65,15 +58,17 @@ class AccessService:
         self._guesses = Guesses(settings.login_per_user_min, settings.login_per_address_min)
         self._hashing = asyncio.Semaphore(HASHES_MAX)
         self._waiting = 0
-        self._key: SigningKeyFile | None = None
+        self._signing: SigningService | None = None
         self._loaded = False
         self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
-        """Raises ``CannotStart`` when the signing key cannot be used."""
+        """Raises ``CannotStart`` when the file of keys cannot be used."""
         bus, settings = self._host.bus, self._settings
-        if settings.access_dir:
-            self._key = SigningKeyFile(Path(settings.access_dir))
+        if not settings.access_dir:
+            return
+        self._signing = SigningService(self._host, settings)
+        await self._signing.start()
         if settings.insecure_username_login:
             self._host.counters["insecure_username_login"] = 1
             self._host.log.warning("anybody may log in as admin or user: insecure_username_login")
@@ -82,15 +77,14 @@ class AccessService:
             await bus.subscribe(
                 subjects.refresh_session(), RefreshSession, self._refresh, queue="registry"
             ),
-            await bus.subscribe(
-                subjects.show_signing_keys(), ShowSigningKeys, self._show_keys, queue="registry"
-            ),
             await bus.subscribe(subjects.put_user(), PutUser, self._on_put, queue="registry"),
         ]
         load = until_read(self._host, "accounts", self._load)
         _ = self._host.tasks.spawn("access.load", load)
 
     async def stop(self) -> None:
+        if self._signing is not None:
+            await self._signing.stop()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             await subscription.unsubscribe()
@@ -98,7 +92,7 @@ class AccessService:
     async def _load(self) -> None:
         for record in await self._records.all(USERS):
             self._take(record)
-        if not self._users and self._key is not None:
+        if not self._users:
             await self._first_admin()
         self._loaded = True
 
@@ -137,7 +131,7 @@ class AccessService:
             self._refuse(asked, "too_many")
         elif self._waiting >= WAITING_MAX:
             self._refuse(asked, "busy")
-        elif not self._loaded or self._key is None:
+        elif not self._loaded:
             self._refuse(asked, "store_away")
         else:
             self._waiting += 1
@@ -174,29 +168,13 @@ class AccessService:
             right = await asyncio.to_thread(check)
         return user.roles if user and right else None
 
-    def _access_token(self, username: str, roles: tuple[UserRole, ...]) -> str:
-        assert self._key is not None
-        now_s = self._host.clock.wall_ms() // 1000
-        claims = {
-            "iss": ISSUER,
-            "aud": AUDIENCE,
-            "sub": username,
-            "roles": list(roles),
-            "iat": now_s,
-            "nbf": now_s,
-            "exp": now_s + self._settings.access_token_s,
-            "jti": secrets.token_hex(12),
-        }
-        headers = {"kid": self._key.kid, "typ": "at+jwt"}
-        return jwt.encode(claims, self._key.private, algorithm="EdDSA", headers=headers)
-
     def _refresh(self, asked: Received[RefreshSession]) -> None:
         session_id, _, token = asked.message.refresh_token.partition(".")
         following = secrets.token_urlsafe(24)
         now_s = self._host.clock.now_s()
         username = self._sessions.go_on(session_id, token, following, now_s)
         user = self._users.get(username) if username else None
-        if user is None or self._key is None:
+        if user is None:
             self._host.bus.respond(asked, RefreshSessionReply(refusal="unauthorized"))
             return
         refresh_token = f"{session_id}.{following}"
@@ -206,16 +184,12 @@ class AccessService:
     def _granted(
         self, kind: type[Reply], username: str, roles: tuple[UserRole, ...], refresh_token: str
     ) -> Reply:
+        assert self._signing is not None, "who listens signs"
         return kind(
-            access_token=self._access_token(username, roles),
+            access_token=self._signing.token(username, roles),
             refresh_token=refresh_token,
             expires_s=self._settings.access_token_s,
         )
-
-    def _show_keys(self, asked: Received[ShowSigningKeys]) -> None:
-        key = self._key
-        keys = (SigningKey(kid=key.kid, public=key.public),) if key else ()
-        self._host.bus.respond(asked, ShowSigningKeysReply(keys=keys))
 
     # Accounts.
 

@@ -1,17 +1,15 @@
-"""Hashes of passwords, the key that signs tokens, and the first password of a new registry."""
+"""Hashes of passwords, the file of the keys that sign, the first password of a new registry."""
 
-import hashlib
 import os
 import secrets
 from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from components.host.errors import CannotStart
+from components.registry.signing import SigningKeys
 
 #: OWASP's second choice (2025): 19 MiB, two passes, about 35 ms.
 MEMORY_KIB: Final = 19 * 1024
@@ -41,23 +39,38 @@ NOBODY: Final = hash_password(secrets.token_hex(16))
 
 
 class SigningKeyFile:
-    """An Ed25519 key in a file of mode 0600, made when there is none."""
+    """The keys that sign, in a file of mode 0600. One process's: nobody else writes it."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ``CannotStart``."""
-        file = folder / SIGNING_KEY
+        self._folder = folder
+        self._file = folder / SIGNING_KEY
+        self._fresh = folder / f"{SIGNING_KEY}.new"
+
+    def read(self) -> SigningKeys:
+        """A new key where there is none; raises ``CannotStart``."""
+        file = self._file
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not file.exists():
-                _write_once(file, os.urandom(32).hex())
+                self.write(SigningKeys.made(os.urandom(32)))
             if file.stat().st_mode & 0o077:
                 raise CannotStart(f"others may read {file}: chmod 600 {file}")
-            self.private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(file.read_text()))
+            # Of a change that was not finished: that key never signed.
+            self._fresh.unlink(missing_ok=True)
+            return SigningKeys.parsed(file.read_text())
         except (OSError, ValueError) as error:
             raise CannotStart(f"cannot use the signing key {file}: {error}") from error
-        public = self.private.public_key()
-        self.public = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self.kid = hashlib.sha256(self.public).hexdigest()[:16]
+
+    def write(self, keys: SigningKeys) -> None:
+        """All of it or nothing, whatever ends the process meanwhile; raises ``OSError``."""
+        self._fresh.unlink(missing_ok=True)
+        _write_once(self._fresh, keys.text)
+        self._fresh.replace(self._file)
+        number = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def bootstrap_password(folder: Path) -> str:
@@ -73,3 +86,5 @@ def _write_once(file: Path, text: str) -> None:
     number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(number, "w") as out:
         out.write(text)
+        out.flush()
+        os.fsync(number)

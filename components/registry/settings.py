@@ -38,8 +38,9 @@ class RegistrySettings(Settings):
     #: How long an API key that was revoked or has ended can still be seen.
     key_record_days: float = Field(default=30.0, gt=0)
 
-    #: Where the key that signs sessions is kept, and the first password of ``admin`` is put.
-    #: Empty: nobody can log in over HTTP.
+    #: Where the keys that sign sessions are kept, and the first password of ``admin`` is put.
+    #: Empty: this registry keeps no accounts. Of several registries one has it and is asked:
+    #: two would sign with different keys, or write over each other's.
     access_dir: str = ""
     users_max: int = Field(default=4096, ge=1)
     access_token_s: int = Field(default=900, ge=60, le=3600)

@@ -126,6 +126,28 @@ def test_a_node_s_own_account_changes_itself_and_no_other(here: Yard, tmp_path: 
     here.run("nodes", "delete", "n5")
 
 
+def test_the_key_of_sessions_is_rotated_without_a_gap_or_at_once(here: Yard):
+    def status(given: str) -> int:
+        headers = {"Authorization": f"Bearer {given}"}
+        return httpx.get(f"{here.url}/api/node/node/all", headers=headers).status_code
+
+    before = token(here)
+    assert status(before) == 200
+    rotated = here.run("users", "rotate-key")
+    assert (rotated.returncode, "count until they end" in rotated.stdout) == (0, True)
+    between = token(here)
+    kid = jwt.get_unverified_header(between)["kid"]
+    assert f"key {kid} signs" in rotated.stdout
+    assert [status(before), status(between)] == [200, 200]
+
+    dropped = here.run("users", "rotate-key", "--now")
+    assert (dropped.returncode, "within 60 s" in dropped.stdout) == (0, True)
+    after = token(here)
+    assert status(after) == 200
+    # The gateway asked because of that one: it need not be waited for.
+    assert [status(before), status(between)] == [401, 401]
+
+
 def test_one_node_is_the_same_in_every_layer_from_the_path_to_the_record(here: Yard):
     headers = {"Authorization": f"Bearer {token(here)}", "X-Trace-ID": "layers-1"}
     fields = {"node_id": "layered", "node_address": "10.0.0.8", "remark": "rack 8"}

@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from components.host.errors import CannotStart
 from components.registry.secrets import (
-    SigningKeyFile,
     bootstrap_password,
     hash_password,
     is_password,
@@ -90,20 +86,6 @@ def test_a_password_is_known_by_its_hash_and_by_no_other():
     assert not is_password("battery staple", hashed)
     assert not is_password("x", "rubbish")
     assert hash_password("correct horse") != hashed
-
-
-def test_the_signing_key_is_made_once_and_kept_from_others(tmp_path: Path):
-    first = SigningKeyFile(tmp_path / "access")
-    assert SigningKeyFile(tmp_path / "access").kid == first.kid
-    file = tmp_path / "access" / "signing.key"
-    assert file.stat().st_mode & 0o777 == 0o600
-    file.chmod(0o644)
-    with pytest.raises(CannotStart, match="chmod 600"):
-        SigningKeyFile(tmp_path / "access")
-    file.chmod(0o600)
-    file.write_text("rubbish")
-    with pytest.raises(CannotStart, match="cannot use the signing key"):
-        SigningKeyFile(tmp_path / "access")
 
 
 def test_the_first_password_is_left_for_its_owner_alone(tmp_path: Path):
