@@ -97,7 +97,11 @@ class Tenants:
         asking = self._asking.get(shown)
         if asking is None:
             if len(self._asking) >= ASKS_MAX:
-                raise overloaded("many API keys are being checked")
+                # As when no registry answers: others' wrong keys shut no right one out.
+                right = self._in_grace(shown, now_s)
+                if right is None:
+                    raise overloaded("many API keys are being checked")
+                return right
             asking = self._host.tasks.spawn("gateway.check_key", self._asked(shown))
             self._asking[shown] = asking
             asking.add_done_callback(lambda _: self._asking.pop(shown, None))
@@ -137,12 +141,17 @@ class Tenants:
         return None if reply is None or reply.refusal == "store_away" else reply
 
     def _unanswered(self, shown: Shown, now_s: float) -> Verdict:
-        right = self._right.get(shown)
-        if right is None or now_s - right.asked_s > self._grace_s:
+        right = self._in_grace(shown, now_s)
+        if right is None:
             self._host.counters.add("api_keys_unknown_total")
             return Verdict(told=False)
         right.due_s = now_s + RETRY_S
         return Verdict(right)
+
+    def _in_grace(self, shown: Shown, now_s: float) -> Right | None:
+        """The key as it was right when that was said last, unless that is too long ago."""
+        right = self._right.get(shown)
+        return right if right and now_s - right.asked_s <= self._grace_s else None
 
     def _on_changed(self, received: Received[KeyChanged]) -> None:
         self._changes += 1

@@ -236,6 +236,23 @@ async def test_a_flood_of_wrong_keys_is_bounded_and_drives_no_right_key_out(
         assert len(asked.registry.asked) == 1 + tenants.ASKS_MAX
 
 
+async def test_a_right_key_whose_minute_is_over_is_let_in_amid_a_flood_for_its_grace():
+    async with asking(api_key_grace_s=100) as asked:
+        key = asked.registry.let_in(1)
+        assert await asked.of(f"Bearer {key}") == "acme"
+        asked.registry.holds = asyncio.Event()
+        asked.clock.advance(tenants.RIGHT_S)
+        flood = [asyncio.create_task(asked.of(f"Bearer {text(n)}")) for n in range(2, 102)]
+        await until(lambda: len(asked.registry.asked) > tenants.ASKS_MAX, "some are asked about")
+        assert await asked.of(f"Bearer {key}") == "acme"
+        # Nobody has said again that it is right: that does not go on for ever.
+        asked.clock.advance(100.1 - tenants.RIGHT_S)
+        assert await asked.of(f"Bearer {key}") == "overloaded"
+        asked.registry.holds.set()
+        await asyncio.gather(*flood)
+        assert await asked.of(f"Bearer {key}") == "acme"
+
+
 # Over HTTP.
 
 
