@@ -1,9 +1,6 @@
 """What was asked on one subject since the start, in the figures of NATS's micro services."""
 
 from dataclasses import dataclass
-from typing import Final
-
-_ERROR_CHARS_MAX: Final = 200
 
 
 @dataclass(slots=True)
@@ -21,6 +18,10 @@ class Served:
         self.spent_ns += spent_ns
 
     def failed(self, error: BaseException) -> None:
-        """It was no question of this kind, or the handler raised."""
+        """It was no question of this kind, or the handler raised.
+
+        Only what kind of error is kept: its text may repeat what somebody asked, and clients of
+        every tenant may see these figures.
+        """
         self.errors += 1
-        self.last_error = f"{type(error).__name__}: {error}"[:_ERROR_CHARS_MAX]
+        self.last_error = getattr(error, "code", type(error).__name__)

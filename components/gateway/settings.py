@@ -40,7 +40,7 @@ class GatewaySettings(Settings):
     #: Whether `/v1` and `/state` want an API key (`switchyard keys`). ``open``: whoever shows none
     #: is tenant ``default``; one that is shown must be right.
     api_keys: Literal["open", "required"] = "open"
-    #: For how long a key stays right that no registry can be asked about.
+    #: For how long a key stays right that no registry can be asked about, since one was.
     api_key_grace_s: float = Field(default=300.0, ge=0)
 
     #: Origins of pages that may use the registry's API (``/api/...``); ``*``: any.

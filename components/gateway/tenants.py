@@ -1,9 +1,10 @@
 """Whose request is this? API keys, asked of the registry and remembered.
 
-Per request it is one look into a table. A key that was right is asked about again after a minute,
-and stays right for ``api_key_grace_s`` while no registry answers; one that was wrong is wrong for
-some seconds. So a flood of wrong keys costs few questions, of which few are under way at a time,
-and drives no right key out. Whatever the registry changes about a key is forgotten here at once.
+Per request it is one look into a table. A key that was right is asked about again after a minute
+(sooner where the grace is shorter), and stays right for ``api_key_grace_s`` while no registry
+answers; one that was wrong is wrong for some seconds. So a flood of wrong keys costs few questions,
+of which few are under way at a time, and drives no remembered key out; one that is new meanwhile is
+told to come again. Whatever the registry changes about a key is forgotten here at once.
 """
 
 import asyncio
@@ -30,6 +31,8 @@ ANSWER_S: Final = 2.0
 RIGHT_S: Final = 60.0
 WRONG_S: Final = 5.0
 RETRY_S: Final = 5.0
+#: After a question that nobody answered no unknown key is asked about for so long.
+UNTOLD_S: Final = 1.0
 #: Of each, right and wrong ones; the one asked about longest ago goes.
 REMEMBERED_MAX: Final = 4096
 ASKS_MAX: Final = 32
@@ -61,15 +64,18 @@ class Tenants:
         self._host = host
         self._required = settings.api_keys == "required"
         self._grace_s = settings.api_key_grace_s
+        self._again_s = min(RIGHT_S, max(self._grace_s, UNTOLD_S))
         self._right: OrderedDict[Shown, Right] = OrderedDict()
         #: Until when a key is wrong.
         self._wrong: OrderedDict[Shown, float] = OrderedDict()
         self._asking: dict[Shown, asyncio.Task[Verdict]] = {}
+        self._untold_until_s = 0.0
         #: Counts what was changed, so that an answer that is older than a change is not kept.
         self._changes = 0
 
     async def start(self) -> None:
         await self._host.bus.subscribe(subjects.key_changed(ANY), KeyChanged, self._on_changed)
+        self._host.bus.on_reconnect(self._on_reconnect)
 
     async def of(self, scope: Mapping[str, Any]) -> str:
         """The tenant of a request, by its head."""
@@ -96,6 +102,8 @@ class Tenants:
             return None
         asking = self._asking.get(shown)
         if asking is None:
+            if now_s < self._untold_until_s and shown not in self._right:
+                raise _cannot_tell()
             if len(self._asking) >= ASKS_MAX:
                 # As when no registry answers: others' wrong keys shut no right one out.
                 right = self._in_grace(shown, now_s)
@@ -117,7 +125,7 @@ class Tenants:
         if reply is None:
             return self._unanswered(shown, now_s)
         self._forget(shown)
-        known = Right(reply.tenant, reply.expires_ms, now_s, now_s + RIGHT_S)
+        known = Right(reply.tenant, reply.expires_ms, now_s, now_s + self._again_s)
         right = known if reply.refusal is None else None
         if changes == self._changes:
             if right is not None:
@@ -144,6 +152,7 @@ class Tenants:
         right = self._in_grace(shown, now_s)
         if right is None:
             self._host.counters.add("api_keys_unknown_total")
+            self._untold_until_s = now_s + UNTOLD_S
             return Verdict(told=False)
         right.due_s = now_s + RETRY_S
         return Verdict(right)
@@ -158,6 +167,13 @@ class Tenants:
         key_id = received.message.key_id
         for shown in [s for s in (*self._right, *self._wrong) if s.key_id == key_id]:
             self._forget(shown)
+
+    def _on_reconnect(self) -> None:
+        """What was changed while the bus was away was not heard."""
+        self._changes += 1
+        self._wrong.clear()
+        for right in self._right.values():
+            right.due_s = self._host.clock.now_s()
 
     def _forget(self, shown: Shown) -> None:
         self._right.pop(shown, None)

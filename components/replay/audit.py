@@ -89,8 +89,17 @@ class Audit:
             _, ranges = self._told.popitem(last=False)
             self._told_count -= len(ranges)
 
-    def _was_told(self, key: Key, hole: Hole) -> bool:
-        return any(a <= hole.first and hole.last <= b for a, b in self._told.get(key, ()))
+    def _untold(self, key: Key, hole: Hole) -> Iterator[tuple[int, int]]:
+        """The parts of a hole that no earlier audit has told of."""
+        begin = hole.first
+        for first, last in sorted(self._told.get(key, ())):
+            if last < begin or first > hole.last:
+                continue
+            if first > begin:
+                yield begin, first - 1
+            begin = last + 1
+        if begin <= hole.last:
+            yield begin, hole.last
 
     # What is read, and what processes say.
 
@@ -141,16 +150,16 @@ class Audit:
 
     # What is missing.
 
-    def on_tick(self, now_s: float, silent: Collection[str] = ()) -> list[Gap]:
+    def on_tick(self, now_s: float, unsure: Collection[str] = ()) -> list[Gap]:
         """What has been missing for longer than the grace, told once; and what came after all.
 
-        Of ``silent`` streams nothing is told: it is not known yet what stays missing there.
+        Of ``unsure`` streams nothing is told: it is not known yet what stays missing there.
         """
         self._forget_found(now_s)
         gaps = list(self._filled)
         self._filled.clear()
         for key, line in tuple(self._open.items()):
-            if line.stream not in silent:
+            if line.stream not in unsure:
                 gaps += self._overdue(key, line, now_s)
         return gaps
 
@@ -160,8 +169,7 @@ class Audit:
             if hole.waits and now_s - hole.since_s > self.grace_s:
                 hole.found_s = now_s
                 self._found.append((now_s, key))
-                if not self._was_told(key, hole):
-                    gaps.append(Gap(line.stream, *key, hole.first, hole.last))
+                gaps += [Gap(line.stream, *key, a, b) for a, b in self._untold(key, hole)]
         self._close(key, line)
         return gaps
 

@@ -21,7 +21,7 @@ from components.replay.audit import Audit, Key
 from components.replay.findings import Findings
 from components.replay.lives import Lives
 from components.replay.past import opened
-from components.replay.storing import Storing
+from components.replay.storing import Storing, Verdict
 from schemas.fleet import ShowComponent, ShowComponentReply
 from schemas.history import (
     HistoryGapFound,
@@ -150,28 +150,32 @@ class Auditor:
     async def _judge(self) -> None:
         now_s = self._host.clock.now_s()
         if await self._away():
-            self._audit.forgive(now_s)
+            for stream in ON_DISK:
+                if stream not in self._silent:  # of those it is known that nothing was stored
+                    self._audit.forgive(now_s, stream)
             self._lives.on_trouble(now_s)
             self._change("away", "streams cannot be asked")
             return
-        silent = {stream for stream in ON_DISK if await self._is_silent(stream, now_s)}
-        for stream in self._silent - silent:
+        verdicts = {stream: await self._verdict(stream, now_s) for stream in ON_DISK}
+        silent = {stream for stream, verdict in verdicts.items() if verdict == "silent"}
+        unsure = {stream for stream, verdict in verdicts.items() if verdict != "stores"}
+        for stream in self._silent - unsure:
             # It stores again: what is on its way is not missing yet.
             self._audit.forgive(now_s, stream)
-        self._silent = silent
-        for gap in self._audit.on_tick(now_s, silent):
+        self._silent = silent | (self._silent & unsure)
+        for gap in self._audit.on_tick(now_s, unsure):
             self._findings.found(gap)
-        if silent:
+        if self._silent:
             self._lives.on_trouble(now_s)
-            missing = sum(map(self._audit.waiting, silent))
-            names = ", ".join(sorted(silent))
+            missing = sum(map(self._audit.waiting, self._silent))
+            names = ", ".join(sorted(self._silent))
             why = f"{names}: {missing} events were published and are in no stream"
             self._change("not_storing", why)
         else:
             for tail in self._lives.on_tick(now_s):
                 self._findings.ended(tail)
             self._change("ok", "")
-        if "FLEET" not in silent:
+        if "FLEET" not in unsure:
             self._findings.tell()
 
     async def _away(self) -> bool:
@@ -181,15 +185,15 @@ class Auditor:
             return True
         return not self._host.bus.connected
 
-    async def _is_silent(self, stream: str, now_s: float) -> bool:
-        """Is nothing stored there, as far as a probe can tell?"""
+    async def _verdict(self, stream: str, now_s: float) -> Verdict:
+        """Does it store, as far as a probe can tell?"""
         verdict = self._storing.judge(stream, self._audit.oldest_wait_s(now_s, stream), now_s)
         if verdict == "stores":
-            return False
+            return verdict
         host = self._host
         probe = HistoryProbed(stream=stream, auditor=host.instance, at_ms=host.clock.wall_ms())
         host.bus.publish(subjects.history_probed(stream, host.instance), probe)
-        return verdict == "silent" and not await self._is_behind(stream)
+        return "unsure" if verdict == "silent" and await self._is_behind(stream) else verdict
 
     async def _is_behind(self, stream: str) -> bool:
         """Does the stream hold what was not read yet? Then it is we who are slow."""

@@ -22,6 +22,7 @@ from components.client import (
     Refused,
     TimedOut,
 )
+from components.client import client as client_module
 from schemas.client import CancelGeneration
 from tests.integration.cli.yards import Yard
 from tests.integration.client.clients import (
@@ -167,7 +168,10 @@ async def test_what_nobody_serves_is_told_at_once(up: Yard) -> None:
             await client.model("nobody/knows")
 
 
-async def test_without_a_server_or_a_key_there_is_no_connection(up: Yard, tmp_path: Path) -> None:
+async def test_without_a_server_or_a_key_there_is_no_connection(
+    up: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "CONNECT_S", 0.5)
     for url, key in (
         ("nats://127.0.0.1:9", key_of(up, "default")),
         (up.page().nats_url, None),
@@ -267,7 +271,7 @@ async def test_a_stream_over_an_absence_of_the_server_is_whole_or_says_that_it_i
     up: Yard,
 ) -> None:
     """nats-server is killed in the middle of twenty streams, and started again by `up`."""
-    paced = {**CALL, "max_tokens": 4000}
+    paced = {**CALL, "max_tokens": 2000}
     expected = over_http(up, "/v1/completions", prompt="p", **paced)["choices"][0]["text"]
     async with client_of(up) as client:
 

@@ -84,8 +84,10 @@ class RegistryInTest:
 class Asked:
     """A gateway's tenants, and the registry that it asks."""
 
-    def __init__(self, tenants: Tenants, registry: RegistryInTest, host: HostInTest) -> None:
-        self.tenants, self.registry, self.host = tenants, registry, host
+    def __init__(
+        self, tenants: Tenants, registry: RegistryInTest, host: HostInTest, hub: MemoryHub
+    ) -> None:
+        self.tenants, self.registry, self.host, self.hub = tenants, registry, host, hub
         self.clock: ManualClock = host.clock  # type: ignore[assignment]
 
     async def of(self, said: str | None) -> str:
@@ -104,7 +106,7 @@ async def asking(**settings: Any) -> AsyncIterator[Asked]:
     async with connected_host("gateway", hub=hub, clock=ManualClock()) as host:
         tenants = Tenants(host, GatewaySettings.model_validate(settings))
         await tenants.start()
-        yield Asked(tenants, registry, host)
+        yield Asked(tenants, registry, host, hub)
     await registry.bus.close()
 
 
@@ -193,6 +195,7 @@ async def test_while_no_registry_answers_a_right_key_is_good_for_its_grace_and_a
         asked.clock.advance(tenants.RETRY_S)
         assert await asked.of(f"Bearer {key}") == "api_keys_unavailable"
         assert asked.host.counters["api_keys_unknown_total"] == 2
+        asked.clock.advance(tenants.UNTOLD_S)
         await asked.registry.come()
         assert await asked.of(f"Bearer {key}") == "acme"
 
@@ -203,6 +206,7 @@ async def test_a_registry_that_has_not_read_its_records_is_none():
         asked.registry.says = CheckKeyReply(refusal="store_away")
         assert await asked.of(f"Bearer {key}") == "api_keys_unavailable"
         asked.registry.says = None
+        asked.clock.advance(tenants.UNTOLD_S)
         assert await asked.of(f"Bearer {key}") == "acme"
 
 
@@ -251,6 +255,42 @@ async def test_a_right_key_whose_minute_is_over_is_let_in_amid_a_flood_for_its_g
         asked.registry.holds.set()
         await asyncio.gather(*flood)
         assert await asked.of(f"Bearer {key}") == "acme"
+
+
+async def test_after_an_absence_of_the_bus_every_key_is_asked_about_anew():
+    async with asking() as asked:
+        key = asked.registry.let_in(1)
+        assert await asked.of(f"Bearer {key}") == "acme"
+        assert await asked.of(f"Bearer {text(2)}") == "invalid_api_key"
+        asked.registry.right.clear()
+        asked.registry.let_in(2)
+        asked.hub.partition("gateway-0")
+        asked.hub.heal("gateway-0")
+        await until(lambda: not asked.tenants._wrong, "it has heard that the bus is back")
+        assert await asked.of(f"Bearer {key}") == "invalid_api_key"
+        assert await asked.of(f"Bearer {text(2)}") == "acme"
+
+
+async def test_a_short_grace_has_keys_asked_about_as_often():
+    async with asking(api_key_grace_s=10) as asked:
+        key = asked.registry.let_in(1)
+        assert await asked.of(f"Bearer {key}") == "acme"
+        asked.clock.advance(10.0)
+        await asked.registry.leave()
+        assert await asked.of(f"Bearer {key}") == "acme"
+        asked.clock.advance(10.1)
+        assert await asked.of(f"Bearer {key}") == "api_keys_unavailable"
+
+
+async def test_while_nobody_answers_unknown_keys_cost_one_question_a_second():
+    async with asking() as asked:
+        asked.registry.says = CheckKeyReply(refusal="store_away")
+        for number in range(20):
+            assert await asked.of(f"Bearer {text(number)}") == "api_keys_unavailable"
+        assert len(asked.registry.asked) == 1
+        asked.clock.advance(tenants.UNTOLD_S)
+        assert await asked.of(f"Bearer {text(1)}") == "api_keys_unavailable"
+        assert len(asked.registry.asked) == 2
 
 
 # Over HTTP.

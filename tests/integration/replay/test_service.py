@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bus import subjects
+from bus import jetstream, subjects
 from bus.bus import Received
 from bus.errors import NoResponders
 from bus.history import History, decode_stored
@@ -255,7 +255,8 @@ async def becomes(
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An auditor that waits for little."""
+    """An auditor that waits for little, also for streams that do not answer."""
+    monkeypatch.setattr(jetstream, "SILENCE_S", 1.0)
     monkeypatch.setattr(auditor, "TICK_S", 0.05)
     monkeypatch.setattr(auditor, "ASK_S", 0.2)
     monkeypatch.setattr(auditor, "ANSWER_S", 0.1)

@@ -232,3 +232,14 @@ def test_a_life_that_began_with_the_stream_is_expected_from_its_first_on():
     heard(audit, 2, epoch=100)
     heard(audit, 2, epoch=99)
     assert [gap.epoch for gap in audit.on_tick(9.0)] == [100]
+
+
+def test_of_a_hole_only_what_no_earlier_audit_has_told_is_told():
+    audit = Audit(grace_s=3)
+    for first, last in ((10, 12), (5, 9), (20, 20)):
+        audit.on_told(KEY, first, last)
+    heard(audit, 4, 13, 14, 16, 18, 23, epoch=100)
+    heard(audit, 1, epoch=101)
+    gaps = [(gap.first_seq, gap.last_seq) for gap in audit.on_tick(9.0) if gap.epoch == 100]
+    # 1 to 3 are missing as well: the line is whole.
+    assert gaps == [(1, 3), (15, 15), (17, 17), (19, 19), (21, 22)]
