@@ -346,6 +346,12 @@ async def test_one_stream_that_takes_nothing_is_noticed_while_the_others_store(
             registry.publish(subjects.fleet_joined("decode-1"), joined)
         shown = await becomes(operator, lambda h: h.gaps_total > 0)
         assert (shown.state, shown.gaps[0].stream) == ("not_storing", "FLEET")
+        # A restart alone changes nothing, and nobody is told that it did.
+        await nats_server.kill()
+        await until(lambda: service._auditor.state == "away", "the streams are away")
+        await nats_server.start()
+        await until(lambda: service._auditor.state != "away", "they are back")
+        assert service._auditor.state == "not_storing"
         # There is room again: a probe shows it, and what was refused is told.
         await bound(-1)
         shown = await becomes(operator, lambda h: h.state == "ok" and h.gaps_total > 1)
