@@ -6,6 +6,7 @@ answer a moment late, so a record is read until it is as new as the event says.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from bus.records import Record
@@ -14,8 +15,20 @@ from components.registry.loading import until_read
 
 #: Names that wait to be read; beyond that everything is read.
 NAMES_MAX: Final = 1024
+#: How often a record is read in a row until it is as new as was told, and with what pause.
 TRIES: Final = 5
 TRY_AGAIN_S: Final = 0.2
+#: After that it waits this long for the next row; after so many tries everything is read instead.
+LATE_S: Final = 5.0
+TRIES_MAX: Final = 12 * TRIES
+
+
+@dataclass(slots=True)
+class _News:
+    """What was told of one record; ``revision`` None: it was removed."""
+
+    revision: int | None
+    tries: int = 0
 
 
 class Looks:
@@ -36,18 +49,21 @@ class Looks:
         self._what = what
         self._read_all = read_all
         self._read = read
-        self._names: dict[str, int | None] = {}
+        self._names: dict[str, _News] = {}
+        self._late: dict[str, _News] = {}
         self._everything = True
         self._news = asyncio.Event()
 
     def start(self) -> None:
         """Read everything as soon as the store answers, then whatever is asked for."""
         _ = self._host.tasks.spawn(f"look at {self._what}", self._run())
+        self._host.tasks.every(f"look again at {self._what}", LATE_S, self._look_again)
 
     def at(self, name: str, revision: int | None) -> None:
         """Somebody wrote this record, or removed it."""
-        if len(self._names) < NAMES_MAX:
-            self._names[name] = revision
+        if len(self._names) + len(self._late) < NAMES_MAX:
+            self._late.pop(name, None)
+            self._names[name] = _News(revision)
             self._news.set()
         else:
             self.at_all()
@@ -65,20 +81,43 @@ class Looks:
 
     async def _catch_up(self) -> None:
         if self._everything:
-            self._names.clear()
-            await self._read_all()
-            self._everything = False
+            await self._read_everything()
         while self._names:
-            name, revision = next(iter(self._names.items()))
-            await self._look(name, revision)
-            if self._names.get(name, revision) == revision:
-                self._names.pop(name, None)
+            for name, news in list(self._names.items()):
+                await self._look(name, news)
+            if self._names:
+                await self._host.clock.sleep(TRY_AGAIN_S)
 
-    async def _look(self, name: str, revision: int | None) -> None:
-        for _ in range(TRIES):
-            if await self._read(name, revision):
-                return
-            await self._host.clock.sleep(TRY_AGAIN_S)
+    async def _read_everything(self) -> None:
+        """What is told meanwhile is looked at after it: this reading may be past it already."""
+        self._everything = False
+        try:
+            await self._read_all()
+        except BaseException:
+            self._everything = True
+            raise
+
+    async def _look(self, name: str, news: _News) -> None:
+        found = await self._read(name, news.revision)
+        if self._names.get(name) is not news:
+            return  # something newer was told meanwhile
+        news.tries += 1
+        if found or news.tries % TRIES == 0:
+            del self._names[name]
+        if found or news.tries % TRIES:
+            return
+        self._host.counters.add("looks_late_total")
+        if news.tries < TRIES_MAX:
+            self._late[name] = news
+        else:  # no such revision comes any more: take what there is
+            self.at_all()
+
+    def _look_again(self) -> None:
+        """At what was not as new as was told; a store with replicas may be long behind."""
+        if self._late:
+            self._names.update(self._late)
+            self._late.clear()
+            self._news.set()
 
 
 def is_as_new(record: Record | None, known: int, revision: int | None) -> bool:
