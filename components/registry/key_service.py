@@ -13,7 +13,7 @@ from bus.records import Record, Records
 from bus.subjects import ANY
 from components.host.host import Host
 from components.registry.keys import KeyRecord, KeyRefused, KeyTable
-from components.registry.looks import Looks, is_as_new
+from components.registry.looks import FirstLooks, Looks, is_as_new
 from components.registry.questions import Questions
 from components.registry.settings import RegistrySettings
 from schemas.keys import (
@@ -47,6 +47,7 @@ class KeyService:
         self._records = records
         self._table = KeyTable(settings.keys_max, settings.key_record_days)
         self._looks = Looks(host, "API keys", self._read_all, self._read)
+        self._first_looks = FirstLooks(host, "API keys", self._find)
         self._questions = Questions(host)
         self.loaded = False
 
@@ -84,6 +85,11 @@ class KeyService:
         if record is None or not self._take(record):
             self._table.gone(key_id)
         return is_as_new(record, known, revision)
+
+    async def _find(self, key_id: str) -> None:
+        """One that is not known here; if there is none yet, nothing changes."""
+        if record := await self._records.get(KEYS, key_id):
+            _ = self._take(record)
 
     def _take(self, record: Record) -> bool:
         try:
@@ -201,6 +207,9 @@ class KeyService:
         if (received.source, received.epoch) == (self._host.instance, self._host.epoch):
             return
         event = received.message
+        if event.what in {"revoked", "removed"}:
+            # Before the look: a gateway that heard the same may ask next, and remembers the answer.
+            self._table.ended(event.key_id, event.revision)
         self._looks.at(event.key_id, None if event.what == "removed" else event.revision)
 
     # Questions.
@@ -214,10 +223,15 @@ class KeyService:
         self._host.bus.respond(asked, reply)
 
     def _check(self, asked: Received[CheckKey]) -> None:
-        message = asked.message
         if not self.loaded:
             self._host.bus.respond(asked, CheckKeyReply(refusal="store_away"))
-            return
+        elif self._table.revision(asked.message.key_id):
+            self._answer_check(asked)
+        else:
+            self._first_looks.then(asked.message.key_id, lambda: self._answer_check(asked))
+
+    def _answer_check(self, asked: Received[CheckKey]) -> None:
+        message = asked.message
         key = self._table.check(message.key_id, message.digest, self._host.clock.wall_ms())
         self._host.counters.add("keys_right_total" if key else "keys_wrong_total")
         if key is None:

@@ -37,6 +37,7 @@ class KeyTable:
     keys_max: int = 4096
     kept_days: float = 30.0
     _keys: dict[str, KeyRecord] = field(default_factory=dict)
+    _ended: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -48,6 +49,17 @@ class KeyTable:
         known = self._keys.get(record.key.key_id)
         if known is None or record.key.revision > known.key.revision:
             self._keys[record.key.key_id] = record
+
+    def ended(self, key_id: str, revision: int) -> None:
+        """It was revoked with, or removed after ``revision``, by whoever: it lets nobody in.
+
+        What is read later confirms it. A store with replicas may show the key as it was for a
+        while, so this stands, also of keys not known here, for the newest ``keys_max``.
+        """
+        revision = max(revision, self._ended.pop(key_id, 0))
+        if len(self._ended) >= self.keys_max:
+            del self._ended[next(iter(self._ended))]
+        self._ended[key_id] = revision
 
     def gone(self, key_id: str) -> None:
         """There is no such record any more."""
@@ -68,6 +80,8 @@ class KeyTable:
         """The key that whoever has this ``digest`` holds; None when it lets nobody in."""
         known = self._keys.get(key_id)
         if known is None or _is_over(known.key, wall_ms):
+            return None
+        if known.key.revision <= self._ended.get(key_id, 0):
             return None
         return known.key if hmac.compare_digest(known.digest, digest) else None
 

@@ -5,10 +5,12 @@ answer a moment late, so a record is read until it is as new as the event says.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from bus.errors import StreamUnavailable
 from bus.records import Record
 from components.host.host import Host
 from components.registry.loading import until_read
@@ -21,6 +23,10 @@ TRY_AGAIN_S: Final = 0.2
 #: After that it waits this long for the next row; after so many tries everything is read instead.
 LATE_S: Final = 5.0
 TRIES_MAX: Final = 12 * TRIES
+#: Records that are not known here: read at a time, with how many who ask, and for how long.
+FIRST_MAX: Final = 16
+ASKED_MAX: Final = 64
+FIRST_S: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -118,6 +124,46 @@ class Looks:
             self._names.update(self._late)
             self._late.clear()
             self._news.set()
+
+
+class FirstLooks:
+    """Reads a record that is not known here before it is said that there is none.
+
+    Another registry may have written it a moment ago. Anybody can ask for what there is not, so few
+    are read at a time, each once for all who ask, and the others are told what is known.
+    """
+
+    def __init__(self, host: Host, what: str, read: Callable[[str], Awaitable[None]]) -> None:
+        """``read`` reads one record and may raise ``StreamUnavailable``."""
+        self._host = host
+        self._what = what
+        self._read = read
+        self._asked: dict[str, list[Callable[[], None]]] = {}
+
+    def then(self, name: str, answer: Callable[[], None]) -> None:
+        """Call ``answer`` once the record was read, or could not be; at once when it is too much.
+
+        At most ``FIRST_MAX`` records are read at a time, each for ``ASKED_MAX`` who ask at most.
+        """
+        waiting = self._asked.get(name)
+        if waiting is None and len(self._asked) < FIRST_MAX:
+            self._asked[name] = [answer]
+            _ = self._host.tasks.spawn(f"first look at {self._what}", self._look(name))
+        elif waiting is not None and len(waiting) < ASKED_MAX:
+            waiting.append(answer)
+        else:
+            self._host.counters.add("looks_left_out_total")
+            answer()
+
+    async def _look(self, name: str) -> None:
+        try:
+            with contextlib.suppress(StreamUnavailable, TimeoutError):
+                async with asyncio.timeout(FIRST_S):
+                    await self._read(name)
+        finally:
+            waiting = self._asked.pop(name)
+        for answer in waiting:
+            answer()
 
 
 def is_as_new(record: Record | None, known: int, revision: int | None) -> bool:

@@ -1,16 +1,14 @@
 """Answers for nodes: register, update, delete, show, list; leases and probes beside them."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from bus import subjects
 from bus.bus import Received
-from bus.errors import StreamUnavailable
 from bus.records import Records
 from bus.subjects import ANY
 from components.host.host import Host
-from components.registry.looks import Looks
+from components.registry.looks import FirstLooks, Looks
 from components.registry.nodes import NodeRefused, NodeTable, Put
 from components.registry.probing import Prober
 from components.registry.questions import Questions
@@ -54,6 +52,7 @@ class NodeService:
         self._looks = Looks(
             host, "the records of nodes", self._records.read_all, self._records.read
         )
+        self._first_looks = FirstLooks(host, "the records of nodes", self._records.find)
         self._prober = Prober(host, settings, self._table, self._changed)
         self._questions = Questions(host)
 
@@ -181,16 +180,15 @@ class NodeService:
     # Questions.
 
     def _show(self, asked: Received[ShowNode]) -> None:
-        if self._records.loaded and not self._table.revision(asked.message.node_id):
-            _ = self._host.tasks.spawn("nodes.look", self._look_and_show(asked))
-        else:
-            self._answer(asked, lambda: self._shown(asked.message.node_id), ShowNodeReply)
+        node_id = asked.message.node_id
 
-    async def _look_and_show(self, asked: Received[ShowNode]) -> None:
-        """Another registry may have written it a moment ago."""
-        with contextlib.suppress(StreamUnavailable):
-            await self._records.read(asked.message.node_id)
-        self._answer(asked, lambda: self._shown(asked.message.node_id), ShowNodeReply)
+        def answer() -> None:
+            self._answer(asked, lambda: self._shown(node_id), ShowNodeReply)
+
+        if self._records.loaded and not self._table.revision(node_id):
+            self._first_looks.then(node_id, answer)
+        else:
+            answer()
 
     def _shown(self, node_id: str) -> ShowNodeReply:
         return ShowNodeReply(node=self._table.show(node_id, self._host.clock.now_s()))

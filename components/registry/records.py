@@ -46,6 +46,11 @@ class NodeRecords:
             self._table.gone(node_id)
         return is_as_new(record, known, revision)
 
+    async def find(self, node_id: str) -> None:
+        """One that is not known here; raises ``StreamUnavailable``."""
+        if record := await self._records.get(NODES, node_id):
+            _ = self._take(record)
+
     async def write(self, node_id: str, decide: Callable[[], Put]) -> tuple[Put, Node]:
         """Do what is decided; the record as it stands now, or as it was deleted.
 

@@ -132,6 +132,25 @@ async def test_what_one_of_two_registries_wrote_both_know(
         assert {await tenant(gateway, number) for number in range(8)} == {"not_found"}
 
 
+async def test_a_key_is_let_in_as_soon_as_it_is_made_and_no_longer_than_until_it_is_revoked(
+    nats_server: NatsInTest, nats_bus: MakeBus
+):
+    """Whichever of two registries is asked: a gateway remembers the answer."""
+    await nats_server.provision()
+    operator, gateway = await nats_bus("operator", "operator"), await nats_bus("gateway", "g-0")
+    answers: list[tuple[str, str]] = []
+    async with (
+        registry(nats_server, nats_bus, "registry-0"),
+        registry(nats_server, nats_bus, "registry-1"),
+    ):
+        for number in range(40):
+            await make(operator, number)
+            made = await tenant(gateway, number)
+            await ask(operator, RevokeKey(key_id=key_id(number)), RevokeKeyReply)
+            answers.append((made, await tenant(gateway, number)))
+    assert answers == [("acme", "not_found")] * 40
+
+
 async def test_a_key_that_was_revoked_elsewhere_is_not_let_in_by_who_missed_the_news(
     nats_server: NatsInTest, nats_bus: MakeBus
 ):

@@ -102,3 +102,30 @@ def test_what_is_over_is_removed_after_its_days_or_when_its_place_is_needed():
     assert to_remove(NOW + 19, place_for=3) == [3]
     assert to_remove(NOW + 10 + DAY_MS) == [3]
     assert to_remove(NOW + 20 + DAY_MS) == [3, 2]
+
+
+def test_a_key_that_was_revoked_or_removed_elsewhere_lets_nobody_in_before_it_is_read():
+    table = KeyTable()
+    record = made(table)
+    key_id = record.key.key_id
+    table.ended(key_id, record.key.revision + 1)
+    assert table.check(key_id, DIGEST, NOW) is None
+    table.ended(key_id, record.key.revision)
+    assert table.check(key_id, DIGEST, NOW) is None, "an older word changes nothing"
+    table.gone(key_id)
+    table.stored(record)
+    assert table.check(key_id, DIGEST, NOW) is None, "a store that is behind shows it as it was"
+    later = record.key.model_copy(update={"revision": record.key.revision + 2})
+    table.stored(KeyRecord(later, DIGEST))
+    assert table.check(key_id, DIGEST, NOW) == later, "another one of this name"
+
+
+def test_so_many_ends_are_remembered_and_the_newest_of_them():
+    table = KeyTable(keys_max=2)
+    for number in (1, 2, 3):
+        table.ended(make(number).key_id, 5)
+    assert len(table._ended) == 2
+    made(table, 1)
+    made(table, 3)
+    assert table.check(make(1).key_id, DIGEST, NOW) is not None
+    assert table.check(make(3).key_id, DIGEST, NOW) is None
