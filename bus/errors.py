@@ -49,6 +49,10 @@ class StreamUnavailable(BusError):
     """The stream does not exist or JetStream does not answer: go on without history."""
 
 
+class RecordRefused(StreamUnavailable):
+    """The store answers and does not take this record, now or later: the text says what helps."""
+
+
 class TooManyPages(BusError):
     """More follows than is read in one go: ask page by page, or for a part."""
 

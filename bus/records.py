@@ -13,11 +13,11 @@ known for long; who lives is not kept here, so that a JetStream election kills n
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nats.aio.msg import Msg
 
-from bus.errors import RecordChanged, StreamUnavailable
+from bus.errors import BusError, RecordChanged, RecordRefused, StreamUnavailable
 from bus.jetstream import Asking
 from bus.names import decode_name, encode_name
 from bus.streams import BUCKETS, MIB
@@ -31,8 +31,23 @@ _SEQUENCE: Final = "Nats-Sequence"
 _DELETED: Final = ("DEL", "PURGE")
 #: What one answer holds of a bucket's messages at most.
 _BATCH: Final = {"batch": 256, "max_bytes": 4 * MIB}
-#: JetStream's code for "wrong last sequence".
+#: A deletion takes all earlier values along; the marker goes too, once whoever reads or watches
+#: the bucket has passed it. Else a bucket fills with what is not there, and takes nothing more.
+MARKER_S: Final = 60
+_DELETION: Final = {_OPERATION: "PURGE", "Nats-Rollup": "sub"}
+_TTL: Final = {"Nats-TTL": f"{MARKER_S}s"}
+#: JetStream's codes: for "wrong last sequence", and for a stream that was set up before
+#: ``Bucket.config`` let messages have a time of their own.
 _WRONG_SEQUENCE: Final = 10071
+_NO_TTL: Final = 10166
+#: Its codes for what it would refuse again, and what helps.
+_REFUSALS: Final = {
+    10054: "make the record smaller",
+    10077: "remove records, or raise the bucket's max_bytes",
+    10002: "give the account more of JetStream's space",
+    10023: "give JetStream more space",
+    10047: "give JetStream more space",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,11 @@ class Record:
 
 
 class Records(Asking):
-    """All buckets over one connection. Raises ``StreamUnavailable`` when JetStream is away."""
+    """All buckets over one connection. Raises ``StreamUnavailable`` when JetStream is away.
+
+    A change that JetStream would refuse again (full, too large) raises ``RecordRefused``, which is
+    one of those.
+    """
 
     def __init__(self, url: str, key_file: Path | None = None, *, source: str) -> None:
         """``source`` names whose permissions, and so whose inbox, are used."""
@@ -86,7 +105,10 @@ class Records(Asking):
 
     async def delete(self, bucket: str, name: str, *, revision: int) -> None:
         """Delete a record that still has ``revision``; raises ``RecordChanged``."""
-        await self._change(bucket, name, b"", revision, {_OPERATION: "DEL"})
+        try:
+            await self._change(bucket, name, b"", revision, _DELETION | _TTL)
+        except _NoTtl:
+            await self._change(bucket, name, b"", revision, _DELETION)
 
     async def _change(
         self, bucket: str, name: str, value: bytes, revision: int, headers: dict[str, str]
@@ -98,9 +120,7 @@ class Records(Asking):
         [answer] = await self._questions.ask(stream, subject, value, one=True, headers=headers)
         told = json.loads(answer.data)
         if "error" in told:
-            if told["error"].get("err_code") == _WRONG_SEQUENCE:
-                raise RecordChanged(f"{bucket}/{name} is not at revision {revision} any more")
-            raise StreamUnavailable(f"{stream}: {told['error'].get('description')}")
+            raise _error(bucket, name, revision, told["error"])
         return int(told["seq"])
 
     async def _marker(self, bucket: str, name: str) -> int:
@@ -113,6 +133,21 @@ class Records(Asking):
         if _record(bucket, answers[0]) is not None:
             raise RecordChanged(f"{bucket}/{name} exists")
         return int(_header(answers[0], _SEQUENCE))
+
+
+class _NoTtl(StreamUnavailable):
+    """The bucket knows no time to live yet: ``switchyard setup streams`` has it do so."""
+
+
+def _error(bucket: str, name: str, revision: int, told: dict[str, Any]) -> BusError:
+    """What it means that JetStream answered so."""
+    code, why = told.get("err_code"), told.get("description")
+    if code == _WRONG_SEQUENCE:
+        return RecordChanged(f"{bucket}/{name} is not at revision {revision} any more")
+    if code in _REFUSALS:
+        return RecordRefused(f"{bucket}/{name} is not taken: {why}: {_REFUSALS[code]}")
+    error = _NoTtl if code == _NO_TTL else StreamUnavailable
+    return error(f"{_BY_NAME[bucket].stream}: {why}")
 
 
 def _subject(bucket: str, name: str) -> str:

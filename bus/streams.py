@@ -64,11 +64,14 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A key-value bucket: records with compare-and-set by revision. Liveness is not kept here."""
+    """A key-value bucket: records with compare-and-set by revision. Liveness is not kept here.
+
+    With a ``history`` of one value a record may be made smaller, or deleted, when all is full.
+    """
 
     name: str
     description: str
-    history: int = 4
+    history: int = 1
     max_bytes: int = 16 * MIB
     value_bytes_max: int = 256 * 1024
 
@@ -94,6 +97,7 @@ class Bucket:
             "num_replicas": replicas,
             "allow_direct": True,
             "allow_rollup_hdrs": True,
+            "allow_msg_ttl": True,  # for what a deleted record leaves behind
             "deny_delete": True,
             "deny_purge": False,  # the server wants it so when roll-ups are allowed
             "duplicate_window": 2 * MINUTE_S * _NS,
@@ -166,7 +170,6 @@ BUCKETS: Final[tuple[Bucket, ...]] = (
     Bucket(
         "engines",
         "Engines of ours: who they are, and how each was when last heard",
-        history=1,  # how it came to be so is in FLEET
         max_bytes=80 * MIB,
         value_bytes_max=16 * 1024,
     ),
