@@ -13,7 +13,7 @@ from typing import Final, TypeVar, get_args
 
 from bus import subjects
 from bus.bus import Received, Subscription
-from bus.errors import RecordChanged, StreamUnavailable
+from bus.errors import RecordChanged, RecordRefused, StreamUnavailable
 from bus.records import Record, Records
 from components.host.host import Host
 from components.registry.loading import until_read
@@ -199,6 +199,8 @@ class AccessService:
     async def _put(self, asked: Received[PutUser]) -> None:
         try:
             detail = await self._change(asked.message)
+        except RecordRefused as error:
+            detail = str(error)
         except (RecordChanged, StreamUnavailable) as error:
             detail = f"{error}: try again"
         self._host.bus.respond(asked, PutUserReply(done=not detail, detail=detail))

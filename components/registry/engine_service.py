@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from bus import subjects
 from bus.bus import Received
-from bus.errors import BusError, RecordChanged, StreamUnavailable
+from bus.errors import BusError, RecordChanged, RecordRefused, StreamUnavailable
 from bus.records import Records
 from bus.subjects import ANY
 from components.host.host import Host
@@ -146,6 +146,11 @@ class EngineService:
         for number, name in enumerate(names):
             try:
                 written = await self._records.write(name)
+            except RecordRefused as error:
+                # It would be refused again: the next change of this engine is the next try.
+                self._host.counters.add("engine_records_refused_total")
+                self._host.log.warning("%s", error)
+                continue
             except StreamUnavailable as error:
                 self._host.counters.add("engine_records_unwritten_total")
                 self._host.log.warning("records of engines are not written: %s", error)

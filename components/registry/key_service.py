@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from bus import subjects
 from bus.bus import Received
-from bus.errors import RecordChanged, StreamUnavailable
+from bus.errors import RecordChanged, RecordRefused, StreamUnavailable
 from bus.records import Record, Records
 from bus.subjects import ANY
 from components.host.host import Host
@@ -171,6 +171,8 @@ class KeyService:
                         detail = "it changes all the time: try again"
                         raise KeyRefused("conflict", detail) from None
                 await self._read(key_id, 0)
+        except RecordRefused as error:
+            raise KeyRefused("full", str(error)) from error
         except StreamUnavailable as error:
             raise KeyRefused("store_away", f"{error}: try again") from error
         raise AssertionError("two attempts end in one of the ways above")

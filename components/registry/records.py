@@ -5,7 +5,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from bus.errors import RecordChanged, StreamUnavailable
+from bus.errors import RecordChanged, RecordRefused, StreamUnavailable
 from bus.records import Record, Records
 from components.host.host import Host
 from components.registry.looks import is_as_new
@@ -71,6 +71,8 @@ class NodeRecords:
                         detail = "it changes all the time: try again"
                         raise NodeRefused("conflict", detail) from None
                 await self.read(node_id)
+        except RecordRefused as error:
+            raise NodeRefused("full", str(error)) from error
         except StreamUnavailable as error:
             raise NodeRefused("store_away", f"{error}: try again") from error
         raise AssertionError("two attempts end in one of the ways above")
