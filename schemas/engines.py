@@ -14,6 +14,8 @@ from schemas.nodes import EngineArg, NodeRefusal, NodeState, Parallelism, Topolo
 
 #: Of one engine's arguments; what is over it is left out.
 ENGINE_ARGS_MAX: Final = 64
+#: Of engines that are listed at a time.
+ENGINES_PAGE_MAX: Final = 200
 
 NAME_CHARS_MAX: Final = 256
 _NAME = Field(min_length=1, max_length=NAME_CHARS_MAX)
@@ -121,7 +123,7 @@ class ListEngines(Message):
     schema_id: ClassVar[str] = "engine.list.v1"
 
     after: str = ""
-    limit: int = Field(default=100, ge=1, le=200)
+    limit: int = Field(default=100, ge=1, le=ENGINES_PAGE_MAX)
     missing: bool = False
 
 

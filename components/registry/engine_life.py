@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from schemas.codes import ProcessState, Role
-from schemas.engines import EngineAbout, EngineRecord
+from schemas.engines import NAME_CHARS_MAX, EngineAbout, EngineRecord
 from schemas.fleet import HeartbeatSent
 from schemas.nodes import NodeState
 
@@ -17,11 +17,13 @@ STATES: Final[dict[ProcessState, NodeState]] = {
     "draining": "DRAINING",
     "stopped": "STOPPED",
 }
+#: How an engine is that ended.
+GONE: Final[frozenset[NodeState]] = frozenset({"STOPPED", "ERROR"})
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What heartbeats say that a record keeps."""
+    """What heartbeats say that a record keeps; of texts the first ``NAME_CHARS_MAX``."""
 
     epoch: int
     state: NodeState
@@ -49,7 +51,8 @@ class Life:
 
 def said_by(beat: HeartbeatSent, role: Role, model: str) -> Said:
     """Of a worker that says ``role`` and ``model``, as all do."""
-    return Said(beat.process_epoch, STATES[beat.state], role, model, beat.shard or "", beat.host)
+    texts = (text[:NAME_CHARS_MAX] for text in (model, beat.shard or "", beat.host))
+    return Said(beat.process_epoch, STATES[beat.state], role, *texts)
 
 
 def lost(record: EngineRecord) -> Said:
@@ -58,10 +61,14 @@ def lost(record: EngineRecord) -> Said:
 
 
 def written(name: str, life: Life, record: EngineRecord | None) -> EngineRecord:
-    """The record that this life asks for; what is not said anew stays."""
+    """The record that this life asks for; what is not said anew stays.
+
+    So does what this life said to another registry: two of them would never agree on what fits.
+    """
     said = life.said
-    before = (record.about, record.about_epoch) if record else (EngineAbout(), 0)
-    about, about_epoch = (life.about, said.epoch) if life.about else before
+    about, about_epoch = (record.about, record.about_epoch) if record else (EngineAbout(), 0)
+    if life.about and (record is None or about_epoch != said.epoch):
+        about, about_epoch = life.about, said.epoch
     return EngineRecord(
         engine=name,
         process_epoch=said.epoch,

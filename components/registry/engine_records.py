@@ -7,13 +7,12 @@ from pydantic import ValidationError
 from bus.errors import RecordChanged
 from bus.records import Record, Records
 from components.host.host import Host
+from components.registry.engine_about import fitting
 from components.registry.engines import EngineTable
 from components.registry.looks import is_as_new
-from schemas.engines import EngineAbout, EngineRecord
+from schemas.engines import EngineRecord
 
 ENGINES: Final = "engines"
-#: What a record may take, a little less than the bucket takes.
-RECORD_BYTES_MAX: Final = 15 * 1024
 
 
 class EngineRecords:
@@ -76,14 +75,12 @@ class EngineRecords:
         self._table.gone(name)
 
     async def _put(self, wanted: EngineRecord) -> EngineRecord:
-        value = _packed(wanted)
-        if len(value) > RECORD_BYTES_MAX:
-            self._host.counters.add("engine_records_cut_total")
-            value = _packed(wanted.model_copy(update={"about": EngineAbout()}))
+        # It fits (``engine_about``), and is read as it is here: else two registries never agree.
+        value = wanted.model_dump_json(exclude={"revision"}).encode()
         name, revision = wanted.engine, wanted.revision
         revision = await self._records.put(ENGINES, name, value, revision=revision)
         written = wanted.model_copy(update={"revision": revision})
-        self._table.stored(written, self._host.clock.now_s())
+        self._keep(written)
         return written
 
     def _take(self, record: Record) -> None:
@@ -92,9 +89,10 @@ class EngineRecords:
         except ValidationError:
             self._host.counters.add("records_unreadable_total")
             return
-        engine = engine.model_copy(update={"engine": record.name, "revision": record.revision})
-        self._table.stored(engine, self._host.clock.now_s())
+        about = fitting(engine.about)  # another version may have written more
+        known = {"engine": record.name, "revision": record.revision, "about": about}
+        self._keep(engine.model_copy(update=known))
 
-
-def _packed(record: EngineRecord) -> bytes:
-    return record.model_dump_json(exclude={"revision"}).encode()
+    def _keep(self, record: EngineRecord) -> None:
+        if not self._table.stored(record, self._host.clock.now_s()):
+            self._host.counters.add("engine_records_ignored_total")

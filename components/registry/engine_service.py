@@ -4,7 +4,7 @@ Nothing here is on a request's path, and nothing waits for JetStream but the wri
 second what changed is written, one engine after the other.
 """
 
-from typing import Final, TypeVar
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -35,9 +35,6 @@ from schemas.engines import (
     ShowEngineReply,
 )
 from schemas.fleet import FleetLeft, HeartbeatSent
-from schemas.message import Message
-
-Q = TypeVar("Q", bound=Message)
 
 #: Changes of one engine within this time are one change.
 WRITE_S: Final = 1.0
@@ -160,9 +157,24 @@ class EngineService:
                 return
             if written is not None:
                 self._say(written, written.revision)
+        await self._remove_crowded_out()
+
+    async def _remove_crowded_out(self) -> None:
+        left = self._table.crowded_out()
+        while left:
+            record = left.pop()
+            try:
+                await self._records.remove(record.engine, record.revision)
+            except RecordChanged:
+                continue  # it is back
+            except StreamUnavailable:
+                self._table.keep_out(record, *left)
+                return
+            self._host.counters.add("engine_records_crowded_out_total")
+            self._say(record, None)
 
     async def _forget_old(self) -> None:
-        for name in self._table.old(self._host.clock.wall_ms()):
+        for name in self._table.old(self._host.clock.wall_ms(), self._host.clock.now_s()):
             try:
                 await self._forget(name)
             except (NodeRefused, RecordChanged):

@@ -8,6 +8,9 @@ Two registries at one bucket write the same thing, because they hear the same. W
 the higher process epoch is right, within one life whoever hears the engine, and a goodbye that was
 heard stands against mere silence. So each change is written once, and what one of them missed is
 put right once by the other.
+
+An engine may come back under a lower epoch (its clock was set back, or it runs on another host). It
+is heard all the same: once the later life ended, or had its time to be heard, the record follows.
 """
 
 import math
@@ -15,7 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from components.registry.engine_life import Life, lost, said_by, written
+from components.registry.engine_about import fitting
+from components.registry.engine_known import Known, here, is_described, is_news
+from components.registry.engine_life import GONE, Life, lost, said_by, written
+from components.registry.engine_room import Room
 from components.registry.nodes import NodeRefused
 from schemas.engine import EngineLoadReported
 from schemas.engines import NAME_CHARS_MAX, EngineAbout, EngineRecord, KnownEngine, ListEngines
@@ -27,20 +33,12 @@ DAY_MS: Final = 86_400_000
 
 
 @dataclass(slots=True)
-class Known:
-    """One engine; ``since_s``: from when on it could have been heard."""
-
-    since_s: float
-    record: EngineRecord | None = None
-    life: Life | None = None
-
-
-@dataclass(slots=True)
 class EngineTable:
-    """All engines, at most ``engines_max``: a new one beyond is heard, and has no record.
+    """All engines, at most ``engines_max``; then the one that is gone the longest makes room.
 
-    One that stands in the bucket has ``return_s`` to be heard again after a start of the registry;
-    then it is in ERROR. A record of an engine that was not heard is kept for ``record_days``.
+    Where none is gone, a new one is heard and has no record. One that stands in the bucket has
+    ``return_s`` to be heard again after a start of the registry; then it is in ERROR. A record of
+    an engine in STOPPED or ERROR is kept for ``record_days`` after it came to that.
     """
 
     engines_max: int = 4096
@@ -49,6 +47,7 @@ class EngineTable:
     _engines: dict[str, Known] = field(default_factory=dict)
     #: Whose record may have to be written, in the order in which that came up.
     _due: dict[str, None] = field(default_factory=dict)
+    _room: Room = field(default_factory=Room)
 
     def __len__(self) -> int:
         return len(self._engines)
@@ -65,10 +64,10 @@ class EngineTable:
         if known is None:
             return False
         life = known.life
-        if life is not None and beat.process_epoch < life.said.epoch:
+        if life is not None and life.here and beat.process_epoch < life.said.epoch:
             return True  # an old life speaking through a late message
         said = said_by(beat, beat.role, beat.model)
-        if life is None or said.epoch > life.said.epoch:
+        if life is None or said.epoch != life.said.epoch:
             known.life = Life(said, now_s)
         elif life.here and life.said == said:
             life.heard_s = now_s
@@ -99,11 +98,16 @@ class EngineTable:
 
     def on_tick(self, now_s: float) -> None:
         """Whoever stands in the bucket as living had its time to be heard, and was not."""
+        self._room.look_again()
         for name, known in self._engines.items():
             record = known.record
-            if record is None or record.state in {"STOPPED", "ERROR"}:
+            if record is None or not is_news(known):
                 continue
-            if self._is_news(known) and now_s - known.since_s > self.return_s:
+            ended, late = record.state in GONE, now_s - known.since_s > self.return_s
+            if here(known) and (ended or late):
+                known.stands = True
+                self._due[name] = None
+            elif late and not ended:
                 known.life = Life(lost(record), -math.inf, here=False)
                 self._due[name] = None
 
@@ -123,16 +127,16 @@ class EngineTable:
                 break
             if life is None or not life.here or life.about or life.said.state != "READY":
                 continue
-            if now_s - life.asked_s >= ASK_AGAIN_S and not _is_described(known):
+            if now_s - life.asked_s >= ASK_AGAIN_S and not is_described(known):
                 life.asked_s = now_s
                 found.append((name, life.said.epoch))
         return found
 
     def described(self, name: str, epoch: int, about: EngineAbout) -> None:
-        """This life of the engine said what it is."""
+        """This life of the engine said what it is; what does not fit into a record is left out."""
         known = self._engines.get(name)
         if known is not None and known.life is not None and known.life.said.epoch == epoch:
-            known.life.about = about
+            known.life.about = fitting(about)
             self._due[name] = None
 
     # What shall be written.
@@ -162,7 +166,7 @@ class EngineTable:
             return written(name, life, None).model_copy(
                 update={"created_ms": wall_ms, "updated_ms": wall_ms}
             )
-        if self._is_news(known) or (
+        if is_news(known) or (
             not life.here
             and record.process_epoch == life.said.epoch
             and (contested or record.state == "STOPPED")
@@ -173,13 +177,18 @@ class EngineTable:
             return None
         return record.model_copy(update={"updated_ms": wall_ms})
 
-    def old(self, wall_ms: int) -> list[str]:
-        """Whose record was kept long enough."""
+    def old(self, wall_ms: int, now_s: float) -> list[str]:
+        """Whose record was kept long enough: it ended, and had its time to be heard again."""
         oldest_ms = wall_ms - self.record_days * DAY_MS
         return [
             name
             for name, known in self._engines.items()
-            if known.record is not None and not _here(known) and known.record.updated_ms < oldest_ms
+            if known.record is not None
+            and known.record.state in GONE
+            and known.record.updated_ms < oldest_ms
+            and not here(known)
+            and name not in self._due
+            and now_s - known.since_s > self.return_s
         ]
 
     def to_forget(self, name: str) -> EngineRecord:
@@ -187,22 +196,30 @@ class EngineTable:
         known = self._engines.get(name)
         if known is None or known.record is None:
             raise NodeRefused("not_found", f"there is no record of an engine {name!r}")
-        if _here(known):
+        if here(known):
             raise NodeRefused("conflict", f"{name} is heard: stop it first")
         return known.record
 
     # What stands in the bucket.
 
-    def stored(self, record: EngineRecord, now_s: float) -> None:
-        """It was read, or just written. An older one than is known changes nothing."""
-        known = self._engines.setdefault(record.engine, Known(now_s))
+    def stored(self, record: EngineRecord, now_s: float) -> bool:
+        """It was read, or just written. An older one than is known changes nothing.
+
+        False when there is no place for it.
+        """
+        if self._room.was_left(record):
+            return True  # it is to be removed
+        known = self._known(record.engine, now_s, ended=record.state in GONE)
+        if known is None:
+            return False
         if known.record is not None and record.revision <= known.record.revision:
-            return
-        if known.record is None or record.process_epoch > known.record.process_epoch:
-            known.since_s = now_s
+            return True
+        if known.record is None or record.process_epoch != known.record.process_epoch:
+            known.since_s, known.stands = now_s, False
         known.record = record
-        if _here(known):
+        if here(known):
             self._due[record.engine] = None  # what was heard may say something else
+        return True
 
     def gone(self, name: str) -> None:
         """There is no record any more; an engine that is heard gets another one."""
@@ -210,7 +227,7 @@ class EngineTable:
         if known is None:
             return
         known.record = None
-        if _here(known):
+        if here(known):
             self._due[name] = None
         else:
             del self._engines[name]
@@ -220,6 +237,14 @@ class EngineTable:
         """Of the record as it is known; 0: of none."""
         known = self._engines.get(name)
         return known.record.revision if known and known.record else 0
+
+    def crowded_out(self) -> list[EngineRecord]:
+        """Records to be removed, of those who made room. Each is told once."""
+        return self._room.left()
+
+    def keep_out(self, *records: EngineRecord) -> None:
+        """They could not be removed: they are to be told again."""
+        self._room.leave(*records)
 
     def recorded(self) -> set[str]:
         """Names of all that have a record, as far as is known."""
@@ -249,39 +274,31 @@ class EngineTable:
 
     def _shown(self, name: str, known: Known, now_s: float) -> KnownEngine:
         life, record = known.life, known.record
-        if life is not None and not self._is_news(known):
+        if life is not None and not is_news(known):
             # As it was heard, written or not.
             record = self.wanted(name, record.updated_ms if record else 0) or record
         assert record is not None, "an engine has a life here or a record"
         silent_s = math.inf if life is None else now_s - life.heard_s
         return KnownEngine(
             record=record,
-            heard=_here(known),
-            missing=not _here(known) and record.state != "STOPPED",
+            heard=here(known),
+            missing=not here(known) and record.state != "STOPPED",
             silent_ms=None if silent_s == math.inf else round(silent_s * 1000),
         )
 
     # Parts of the above.
 
-    def _known(self, name: str, now_s: float) -> Known | None:
+    def _known(self, name: str, now_s: float, *, ended: bool = False) -> Known | None:
+        """Its entry; for a new one that has not ``ended`` another may have to make room."""
         known = self._engines.get(name)
-        if known is None and len(self._engines) < self.engines_max:
-            known = self._engines[name] = Known(now_s)
+        if known is not None:
+            return known
+        if len(self._engines) >= self.engines_max:
+            goes = None if ended else self._room.make(self._engines, self._due)
+            if goes is None:
+                return None
+            del self._engines[goes]
+            self._due.pop(goes, None)
+        self._room.takes(name)
+        known = self._engines[name] = Known(now_s)
         return known
-
-    @staticmethod
-    def _is_news(known: Known) -> bool:
-        """Does the record tell of a life that was not heard here?"""
-        if known.record is None:
-            return False
-        return known.life is None or known.record.process_epoch > known.life.said.epoch
-
-
-def _here(known: Known) -> bool:
-    return known.life is not None and known.life.here
-
-
-def _is_described(known: Known) -> bool:
-    """Has this life said what it is, be it to another registry?"""
-    record, life = known.record, known.life
-    return bool(record and life and record.about_epoch == life.said.epoch)

@@ -306,13 +306,96 @@ def test_a_record_that_was_removed_is_written_again_while_its_engine_is_heard():
 
 
 def test_old_records_go_unless_their_engine_is_heard():
-    table, bucket = EngineTable(record_days=30.0), Bucket()
+    table, bucket = EngineTable(record_days=30.0, return_s=30.0), Bucket()
     heard(table)
     heard(table, name="decode-1")
     table.on_left(left("decode-1", lost=True))
     bucket.write(table, wall_ms=0)
-    assert table.old(30 * DAY_MS) == []
-    assert table.old(30 * DAY_MS + 1) == ["decode-1"]
+    assert table.old(30 * DAY_MS, 31.0) == []
+    assert table.old(30 * DAY_MS + 1, 30.0) == []
+    assert table.old(30 * DAY_MS + 1, 31.0) == ["decode-1"]
+
+
+def test_an_engine_that_was_well_for_long_is_in_error_before_its_record_goes():
+    """A record says when something changed, not when its engine was last heard."""
+    table, bucket = EngineTable(record_days=30.0, return_s=30.0), Bucket()
+    table.stored(example_record(), 0.0)
+    bucket.records[NAME] = example_record()
+    bucket.writes = 1
+    table.on_tick(31.0)
+    assert table.old(40 * DAY_MS, 31.0) == [], "it is to be written first"
+    assert bucket.write(table, wall_ms=40 * DAY_MS) == [NAME]
+    assert (bucket.state(), table.old(69 * DAY_MS, 32.0)) == ("ERROR", [])
+    assert table.old(71 * DAY_MS, 32.0) == [NAME]
+
+
+def test_an_engine_that_was_lost_just_now_is_not_old():
+    table = EngineTable(record_days=30.0, return_s=0.0)
+    table.stored(example_record(), 0.0)
+    heard(table)
+    table.on_left(left(lost=True))
+    assert table.due(10) == [NAME]  # being written
+    assert table.old(40 * DAY_MS, 100.0) == []
+
+
+def test_what_is_due_is_not_old():
+    table = EngineTable(record_days=30.0, return_s=0.0)
+    table.stored(example_record(state="ERROR"), 0.0)
+    assert table.old(40 * DAY_MS, 100.0) == [NAME]
+    heard(table)
+    table.on_left(left(lost=False))
+    assert table.old(40 * DAY_MS, 100.0) == []
+
+
+@pytest.mark.parametrize("state", ["READY", "ERROR", "STOPPED"])
+def test_an_engine_that_comes_back_under_a_lower_epoch_is_what_is_heard(state: str):
+    """Its clock was set back, or it runs on another host; the registry began anew meanwhile."""
+    table, bucket = EngineTable(return_s=30.0), Bucket()
+    bucket.records[NAME] = example_record(process_epoch=2000, state=state)
+    bucket.writes = 1
+    table.stored(bucket.records[NAME], 0.0)
+    for second in range(1, 100):
+        heard(table, epoch=1000, now_s=float(second))
+        table.on_tick(second + 0.5)
+        bucket.write(table, now_s=second + 0.5)
+        assert missing(table) == []
+    assert (bucket.state(), bucket.records[NAME].process_epoch) == ("READY", 1000)
+    assert bucket.writes == 2
+
+
+def test_a_lower_epoch_is_taken_once_the_known_life_is_lost_and_not_sooner():
+    table, bucket = EngineTable(), Bucket()
+    heard(table, epoch=2000)
+    heard(table, epoch=1000)
+    assert table.show(NAME, 0.0).record.process_epoch == 2000
+    bucket.write(table)
+    table.on_left(left(epoch=2000, lost=True))
+    bucket.write(table)
+    heard(table, epoch=1000)
+    table.on_tick(0.5)
+    bucket.write(table)
+    shown = table.show(NAME, 0.0)
+    assert (shown.heard, shown.missing, shown.record.process_epoch) == (True, False, 1000)
+    assert bucket.records[NAME].process_epoch == 1000
+
+
+def test_two_registries_agree_on_a_lower_epoch_and_a_deaf_one_does_not_fight():
+    bucket, one, deaf = Bucket(), EngineTable(), EngineTable()
+    for table in (one, deaf):
+        heard(table, epoch=2000)
+        table.on_left(left(epoch=2000, lost=True))
+        bucket.write(table)
+        table.on_tick(0.0)
+    heard(one, epoch=1000)
+    for second in range(100):
+        heard(one, epoch=1000, now_s=float(second))
+        for table in (one, deaf):
+            table.on_tick(float(second))
+            bucket.write(table, now_s=float(second))
+            for other in (one, deaf):
+                other.stored(bucket.records[NAME], float(second))
+    assert (bucket.state(), bucket.records[NAME].process_epoch) == ("READY", 1000)
+    assert bucket.writes == 2
 
 
 def test_the_table_is_bounded_and_a_new_engine_beyond_has_no_record():
@@ -321,6 +404,53 @@ def test_the_table_is_bounded_and_a_new_engine_beyond_has_no_record():
     assert not table.on_heartbeat(beat("decode-1"), 0.0)
     assert not EngineTable().on_heartbeat(beat("x" * 257), 0.0)
     assert len(table) == 1
+
+
+def test_who_ended_first_makes_room_for_one_that_is_heard():
+    table, bucket = EngineTable(engines_max=3), Bucket()
+    for number in range(3):
+        heard(table, name=f"decode-{number}")
+    for wall_ms, number in enumerate((1, 0)):
+        table.on_left(left(f"decode-{number}", lost=False))
+        bucket.write(table, wall_ms=wall_ms)
+    heard(table, name="new-0")
+    assert [record.engine for record in table.crowded_out()] == ["decode-1"]
+    assert table.crowded_out() == []
+    heard(table, name="new-1")
+    assert not table.on_heartbeat(beat("new-2"), 0.0), "all that are left live"
+    engines, _ = table.page(ListEngines(), 0.0)
+    assert [engine.record.engine for engine in engines] == ["decode-2", "new-0", "new-1"]
+    for name in ("new-0", "new-1"):  # of which nothing is written
+        table.on_left(left(name, lost=True))
+    table.on_tick(0.0)
+    heard(table, name="new-2")
+    assert len(table) == 3
+
+
+def test_what_stands_in_the_bucket_is_bounded_and_the_living_come_first():
+    table = EngineTable(engines_max=2)
+    assert table.stored(example_record(engine="a", state="STOPPED"), 0.0)
+    assert table.stored(example_record(engine="b"), 0.0)
+    assert not table.stored(example_record(engine="c", state="STOPPED"), 0.0)
+    assert table.stored(example_record(engine="d"), 0.0)
+    assert not table.stored(example_record(engine="e"), 0.0)
+    assert table.recorded() == {"b", "d"}
+    record = example_record(engine="a", state="STOPPED")
+    assert table.stored(record, 0.0), "it is to be removed, not to be taken"
+    (out,) = table.crowded_out()
+    table.keep_out(out)
+    assert [r.engine for r in table.crowded_out()] == ["a"]
+    assert table.recorded() == {"b", "d"}
+
+
+def test_what_this_life_said_to_another_registry_stays():
+    table, bucket = EngineTable(), Bucket()
+    heard(table)
+    table.described(NAME, 1, EngineAbout(kind="other"))
+    table.stored(example_record(about=ABOUT, about_epoch=1), 0.0)
+    bucket.records[NAME] = example_record(about=ABOUT, about_epoch=1)
+    bucket.write(table)
+    assert bucket.records[NAME].about == ABOUT
 
 
 def test_engines_are_listed_in_pages_as_they_are_heard_written_or_not():
