@@ -160,7 +160,12 @@ class Bus(Protocol):
         ...
 
     def respond(self, question: Received[M], reply: Message) -> None:
-        """Answer a question. Replies only ever go to inboxes; any other address is refused."""
+        """Answer a question. Replies only ever go to inboxes; any other address is refused.
+
+        Raises ``AnswerTooLarge`` above the payload limit, counted (``answers_too_large_total``). A
+        handler may let it pass: that is no fault of the process, and the asker's time runs out. A
+        client that asked in JSON is told ``answer_too_large`` instead, and nothing is raised.
+        """
 
     async def subscribe_calls(
         self, subject: str, handler: Callable[[ClientCall], None], *, queue: str

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from bus import clients, codec, tracing
 from bus.bus import ClientCall, Received, Subscription
 from bus.errors import (
+    AnswerTooLarge,
     AskTimedOut,
     ClientMistake,
     MalformedMessage,
@@ -63,6 +64,7 @@ COUNTERS: Final = (
     "malformed_total",  # not msgpack, not an envelope, not the class that belongs on the subject
     "foreign_total",  # on a subscription that it does not match, or with headers
     "late_replies_total",  # answers to a question that nobody waits for
+    "answers_too_large_total",  # over the payload limit: its asker gets a refusal (JSON) or nothing
     "refused_replies_total",  # questions that asked for the answer at something else than an inbox
     "handler_errors_total",
     "no_responders_total",
@@ -175,6 +177,9 @@ class Interest:
         except (MalformedMessage, ClientMistake) as error:
             self._counters["malformed_total"] += 1
             log.debug("dropped a message on %s: %s", subject, error)
+            return error
+        except AnswerTooLarge as error:  # what was asked for, not what we are: no fault of ours
+            log.warning("a question on %s is not answered: %s", subject, error)
             return error
         except Exception as error:  # noqa: BLE001  (a handler's bug must not stop the reading)
             self._counters["handler_errors_total"] += 1
@@ -397,7 +402,11 @@ class Endpoint(abc.ABC):
         if question.json:
             self._post_json(address, reply.model_dump_json().encode())
             return
-        self._send(address, reply, question.traceparent, "")
+        try:
+            self._send(address, reply, question.traceparent, "")
+        except MessageTooLarge as error:
+            self._counters["answers_too_large_total"] += 1
+            raise AnswerTooLarge(f"{question.subject}: {error}") from None
 
     # Clients.
 
@@ -459,6 +468,7 @@ class Endpoint(abc.ABC):
 
     def _post_json(self, address: str, data: bytes) -> None:
         if len(data) > self._payload_bytes_max:
+            self._counters["answers_too_large_total"] += 1
             data = clients.refusal("answer_too_large", "the answer exceeds the bus's payload limit")
         self._counters["published_total"] += 1
         self._post(address, data)

@@ -25,6 +25,10 @@ class MessageTooLarge(BusError, ValueError):
     """The message is over the bus's payload limit: send less, or answer 413."""
 
 
+class AnswerTooLarge(MessageTooLarge):
+    """An answer is: give less. If a handler lets it pass, it is counted and the asker times out."""
+
+
 class NoResponders(BusError):
     """Nobody listens on this subject now: choose another addressee or try again later."""
 

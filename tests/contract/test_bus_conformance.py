@@ -304,6 +304,38 @@ async def test_an_exception_of_a_handler_is_a_fault_and_stops_nothing(world: Wor
     assert scheduler.counters["handler_errors_total"] == 1
 
 
+@pytest.mark.parametrize("caught", [False, True])
+async def test_an_answer_over_the_payload_limit_is_no_fault_and_its_asker_waits_in_vain(
+    world: World, caught: bool
+) -> None:
+    """Whoever asks must not be able to end who answers; a handler may give less instead."""
+    faults: list[BaseException] = []
+    gateway = await world.bus("gateway", "gateway-0", on_fault=faults.append)
+    worker = await world.bus("worker", "decode-0")
+
+    def handler(asked: Received[FetchBody]) -> None:
+        body = bytes(PAYLOAD_BYTES_MAX if asked.message.request_id == "req-1" else 1)
+        reply = FetchBodyReply(request_id=asked.message.request_id, body=body)
+        try:
+            gateway.respond(asked, reply)
+        except MessageTooLarge:
+            if not caught:
+                raise
+            gateway.respond(asked, reply.model_copy(update={"body": None}))
+
+    await gateway.subscribe(FETCH, FetchBody, handler)
+    large, small = (FetchBody(request_id=f"req-{n}", attempt=1) for n in (1, 2))
+    if caught:
+        reply = await worker.ask(FETCH, large, FetchBodyReply, timeout_s=TIMEOUT_S)
+        assert reply.body is None
+    else:
+        with pytest.raises(AskTimedOut):
+            await worker.ask(FETCH, large, FetchBodyReply, timeout_s=0.2)
+    assert (await worker.ask(FETCH, small, FetchBodyReply, timeout_s=TIMEOUT_S)).body == bytes(1)
+    assert gateway.counters["answers_too_large_total"] == 1
+    assert (gateway.counters["handler_errors_total"], faults) == (0, [])
+
+
 async def test_seq_counts_per_schema_id_without_gaps(world: World) -> None:
     scheduler = await world.bus("scheduler", "scheduler-0")
     gateway = await world.bus("gateway", "gateway-0")
