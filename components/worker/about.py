@@ -1,6 +1,7 @@
 """What this worker's engine is, for the registry's record of it. Said once per life, when asked."""
 
 import importlib.metadata
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -12,14 +13,22 @@ from components.worker.settings import WorkerSettings
 from schemas.engines import ENGINE_ARGS_MAX, EngineAbout
 from schemas.nodes import EngineArg, Parallelism, Topology
 
-#: An argument of a name with one of these words in it is not said.
-SECRET_WORDS: Final = frozenset(
-    ("token", "key", "keys", "secret", "secrets", "password", "passphrase", "credentials", "auth")
-)
+#: An argument with one of these in its name is not said: rather too little than a secret.
+SECRET_PARTS: Final = ("key", "token", "secret", "pass", "pwd", "auth", "credential", "bearer")
 EXPERTS: Final = "enable_expert_parallel"
 ARG_NAME_CHARS_MAX: Final = 64
 ARG_CHARS_MAX: Final = 256
-_USER_IN_URL: Final = re.compile(r"://[^/]*@")
+_SECRET: Final = re.compile("|".join(SECRET_PARTS), re.IGNORECASE)
+#: Secrets that stand in a value: "Authorization: Bearer x", "--api-key=x", {"token": "x"}.
+_SECRET_IN_TEXT: Final = re.compile(rf"({_SECRET.pattern})\w*[\"']?[\s=:]", re.IGNORECASE)
+#: Words with a secret part in them that name none; numbers of tokens are no secrets either.
+_TOKENIZER: Final = re.compile(r"tokeni[sz]\w{,6}?(?![a-z])", re.IGNORECASE)
+_TOKENS: Final = re.compile(r"tokens(?![a-z])", re.IGNORECASE)
+#: Scheme, user, address and what follows it.
+_URL: Final = re.compile(
+    r"([a-z][a-z0-9+.-]*://)(?:[^\s/?#]*@)?([^\s?#]*)(?:[?#]\S*)?", re.IGNORECASE
+)
+_USER: Final = re.compile(r":.*@", re.DOTALL)
 
 
 def about(settings: WorkerSettings, engine: Engine) -> EngineAbout:
@@ -35,17 +44,36 @@ def about(settings: WorkerSettings, engine: Engine) -> EngineAbout:
 
 
 def public(arguments: Mapping[str, Any]) -> dict[str, EngineArg]:
-    """Plain values of names and lengths that fit, without what may be a secret."""
-    fit = {n: v for n, v in sorted(arguments.items()) if _is_public(n, v)}
+    """Plain values of names and lengths that fit, without what may be a secret.
+
+    URLs lose their user and their query.
+    """
+    said = ((name, _without_secrets(value)) for name, value in sorted(arguments.items()))
+    fit = {name: value for name, value in said if _is_public(name, value)}
     return dict(list(fit.items())[:ENGINE_ARGS_MAX])
 
 
+def _without_secrets(value: object) -> Any:
+    return _URL.sub(r"\1\2", value) if isinstance(value, str) else value
+
+
 def _is_public(name: str, value: object) -> bool:
-    if len(name) > ARG_NAME_CHARS_MAX or SECRET_WORDS & set(re.split(r"[^a-z]+", name.lower())):
+    """``value`` as ``_without_secrets`` gives it."""
+    is_number = isinstance(value, int | float)
+    name_left = _TOKENIZER.sub("", name)
+    if len(name) > ARG_NAME_CHARS_MAX or _SECRET.search(
+        _TOKENS.sub("", name_left) if is_number else name_left
+    ):
         return False
     if isinstance(value, str):
-        return len(value) <= ARG_CHARS_MAX and not _USER_IN_URL.search(value)
-    return value is None or isinstance(value, int | float)
+        hides = _USER.search(value) or _SECRET_IN_TEXT.search(value)
+        return len(value) <= ARG_CHARS_MAX and not hides
+    return value is None or (is_number and _fits(value))
+
+
+def _fits(number: Any) -> bool:
+    """Does a message hold it, and JSON?"""
+    return math.isfinite(number) if isinstance(number, float) else abs(number) < 2**63
 
 
 def _version(kind: str) -> str:

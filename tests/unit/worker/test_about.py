@@ -59,10 +59,48 @@ def test_of_a_server_elsewhere_only_its_address_is_known():
 
 
 @pytest.mark.parametrize(
-    "name", ["hf_token", "api_key", "API-KEYS", "password", "client_secret", "auth"]
+    "name",
+    [
+        *("hf_token", "api_key", "API-KEYS", "password", "client_secret", "auth", "apikey"),
+        *("authtoken", "hf_pwd", "apiKey", "ssl_keyfile", "passphrase", "credentials", "HFTOKEN"),
+        *("tokens", "tokenizer_token", "basicauth"),
+    ],
 )
 def test_secrets_are_not_said(name: str):
     assert public({name: "x", "max_num_batched_tokens": 8192}) == {"max_num_batched_tokens": 8192}
+    assert public({name.replace("tokens", "token"): 1234}) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "tokenizer_mode", "skip_tokenizer_init", "tokenizer-revision"]
+)
+def test_a_tokenizer_is_no_secret(name: str):
+    assert public({name: "slow"}) == {name: "slow"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("https://h/v1?api_key=s", "https://h/v1"),
+        ("http://user:secret@proxy:1", "http://proxy:1"),
+        ("https://u@h/v1#s", "https://h/v1"),
+        ("http://a:1?k=s,t http://u:s@b:2", "http://a:1 http://b:2"),
+        ("/models/llama", "/models/llama"),
+    ],
+)
+def test_urls_are_said_without_user_and_query(given: str, said: str):
+    assert public({"url": given}) == {"url": said}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("Authorization: Bearer x", "--api-key=x", '{"token": "x"}', "--hf-token x"),
+        *("http://u:a/b@h", "user:secret@host:1"),
+    ],
+)
+def test_secrets_inside_of_values_are_not_said(value: str):
+    assert public({"extra": value}) == {}
 
 
 def test_arguments_are_plain_and_bounded():
@@ -73,7 +111,8 @@ def test_arguments_are_plain_and_bounded():
         "listed": [1],
         "long": "x" * 257,
         "n" * 65: 1,
-        "proxy": "http://user:secret@proxy",
+        "huge": 2**70,
+        "none": float("nan"),
         "kept": None,
     }
     assert public(odd) == {"kept": None}
