@@ -5,7 +5,7 @@ from typing import Final, Protocol, TypeVar
 
 from bus.errors import TooManyPages
 
-#: Of 500 things each, as nodes and engines are listed: up to 32,000.
+#: Of 500 nodes or keys each, up to 32,000; of 200 of our own engines, up to 12,800.
 PAGES_MAX: Final = 64
 
 

@@ -55,14 +55,16 @@ async def _run(args: argparse.Namespace) -> int:
 async def _all(bus: "NatsBus", *, missing: bool) -> "tuple[list[KnownEngine], bool]":
     from bus.paging import read_pages
     from bus.subjects import list_engines
-    from schemas.engines import ListEngines, ListEnginesReply
+    from schemas.engines import ENGINES_PAGE_MAX, ListEngines, ListEnginesReply
 
     async def ask(after: str) -> ListEnginesReply:
-        asked = ListEngines(after=after, missing=missing)
+        asked = ListEngines(after=after, limit=ENGINES_PAGE_MAX, missing=missing)
         return await bus.ask(list_engines(), asked, ListEnginesReply, timeout_s=ANSWER_S)
 
     pages = await read_pages(ask, lambda page: [known.record.engine for known in page.engines])
-    return [known for page in pages for known in page.engines], pages[-1].complete
+    # Each page may be another registry's answer.
+    complete = all(page.complete for page in pages)
+    return [known for page in pages for known in page.engines], complete
 
 
 async def _show(bus: "NatsBus", name: str) -> "KnownEngine":

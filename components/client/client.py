@@ -18,7 +18,7 @@ from components.client.errors import CannotConnect, ClientError, NobodyAnswers, 
 from components.client.stream import Stream, refused
 from schemas.client import CancelGeneration, ExplainGeneration, ExplainGenerationReply, Refusal
 from schemas.engine import EngineStateSeen, ShowStates, ShowStatesReply
-from schemas.engines import KnownEngine, ListEngines, ListEnginesReply
+from schemas.engines import ENGINES_PAGE_MAX, KnownEngine, ListEngines, ListEnginesReply
 from schemas.fleet import ModelCard, ShowFleet, ShowFleetReply, ShowModel, ShowModelReply
 from schemas.message import Message
 from schemas.nodes import ListNodes, ListNodesReply, Node
@@ -176,7 +176,7 @@ class Client:
         """
 
         async def ask(after: str) -> ListEnginesReply:
-            question = ListEngines(after=after, missing=missing)
+            question = ListEngines(after=after, limit=ENGINES_PAGE_MAX, missing=missing)
             reply = await self._ask(subjects.list_engines(), question, ListEnginesReply)
             if not reply.complete:
                 detail = "the records of engines cannot be read yet"
