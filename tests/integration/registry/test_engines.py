@@ -5,10 +5,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from bus import subjects
 from bus.nats_bus import NatsBus
 from bus.records import Records
 from bus.subjects import ANY
+from components.registry import engine_service
 from schemas.engines import (
     EngineChanged,
     EngineRecord,
@@ -25,6 +28,12 @@ from tests.integration.registry.serving import ABOUT, MakeBus, ask, engine, regi
 from tests.support.nats import NatsInTest, until
 
 QUICK: dict[str, Any] = {"silent_after_s": 0.5, "engine_return_s": 1.0, "tick_ms": 50}
+WRITE_S = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _written_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_service, "WRITE_S", WRITE_S)
 
 
 async def listed(operator: NatsBus) -> dict[str, KnownEngine]:
@@ -152,11 +161,11 @@ async def test_heartbeats_alone_write_nothing(nats_server: NatsInTest, nats_bus:
     async with registry(nats_server, nats_bus, **QUICK), engine(nats_bus, "decode-0") as one:
         await becomes(nats_server, decode_0="READY")
         await until(lambda: one.asked == 1, "it was asked")
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(3 * WRITE_S)
         before = await kept(nats_server)
         for watermark in range(20):
             one.say(watermark=watermark, running=watermark)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(WRITE_S / 2)
         assert await kept(nats_server) == before
         assert one.asked == 1
 
@@ -231,9 +240,9 @@ async def test_two_registries_keep_one_record_each_and_come_to_rest(
                 last.fields = {"state": "stopped"}
                 await becomes(nats_server, decode_3="STOPPED")
             await becomes(nats_server, decode_2="ERROR")
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(3 * WRITE_S)
             before, count = await kept(nats_server), len(told)
-            await asyncio.sleep(3.0)
+            await asyncio.sleep(10 * WRITE_S)
             assert await kept(nats_server) == before
             assert len(told) == count
             assert {n: r.state for n, r in before.items()} == {
@@ -283,7 +292,8 @@ async def test_a_record_is_forgotten_on_request_unless_its_engine_is_heard(
 
 async def test_old_records_are_removed(nats_server: NatsInTest, nats_bus: MakeBus):
     await nats_server.provision()
-    async with registry(nats_server, nats_bus, **QUICK, engine_record_days=1e-6) as service:
+    settings = {**QUICK, "engine_return_s": 0.1, "engine_record_days": 1e-6}
+    async with registry(nats_server, nats_bus, **settings) as service:
         async with engine(nats_bus, "decode-0"):
             await becomes(nats_server, decode_0="READY")
             await service._engines._forget_old()
@@ -292,6 +302,21 @@ async def test_old_records_are_removed(nats_server: NatsInTest, nats_bus: MakeBu
         await asyncio.sleep(0.2)
         await service._engines._forget_old()
         assert await kept(nats_server) == {}
+
+
+async def test_in_a_full_table_who_left_makes_room_and_its_record_goes(
+    nats_server: NatsInTest, nats_bus: MakeBus
+):
+    await nats_server.provision()
+    async with registry(nats_server, nats_bus, **QUICK, engines_max=1) as service:
+        async with engine(nats_bus, "decode-0") as leaving:
+            await becomes(nats_server, decode_0="READY")
+            leaving.say(state="stopped")
+            leaving.fields = {"state": "stopped"}
+            await becomes(nats_server, decode_0="STOPPED")
+        async with engine(nats_bus, "decode-1"):
+            await becomes(nats_server, decode_0=None, decode_1="READY")
+        assert service._host.counters["engine_records_crowded_out_total"] == 1
 
 
 async def test_what_cannot_be_read_is_left_as_it_is(nats_server: NatsInTest, nats_bus: MakeBus):
@@ -303,7 +328,7 @@ async def test_what_cannot_be_read_is_left_as_it_is(nats_server: NatsInTest, nat
         async with registry(nats_server, nats_bus, **QUICK), engine(nats_bus, "decode-0"):
             operator = await nats_bus("operator", "operator")
             await shown(operator, lambda e: e["decode-0"].heard if "decode-0" in e else False)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(5 * WRITE_S)
             record = await records.get("engines", "decode-0")
             assert record is not None
             assert (record.value, record.revision) == (b'{"form": 2}', revision)

@@ -103,15 +103,15 @@ async def test_a_sign_of_life_that_one_registry_answers_counts_at_both(
         registry(nats_server, nats_bus, "registry-0") as one,
         registry(nats_server, nats_bus, "registry-1") as two,
     ):
-        await ask(operator, registration("n1", timeout=2), RegisterNodeReply)
+        await ask(operator, registration("n1", timeout=1), RegisterNodeReply)
         await until(lambda: "n1" in known(one) and "n1" in known(two), "both know it")
-        for _ in range(16):  # half of them is answered by the other one, for twice the lease
+        for _ in range(8):  # half of them is answered by the other one, for twice the lease
             await ask(operator, update("n1"), UpdateNodeReply)
             await asyncio.sleep(0.25)
         statuses = [known(service)["n1"].node_status for service in (one, two)]
         assert (statuses, told) == (["online", "online"], ["registered"])
         eve = Caller(name="eve", roles=("user",))
-        for _ in range(12):  # a word of somebody who may not say it is none of the node's
+        for _ in range(6):  # a word of somebody who may not say it is none of the node's
             foreign = UpdateNode(caller=eve, node_id="n1", changes=NodeChanges())
             assert (await ask(operator, foreign, UpdateNodeReply)).refusal == "forbidden"
             await asyncio.sleep(0.25)
