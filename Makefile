@@ -38,7 +38,7 @@ up: $(STAMP) ## start everything on this machine: make up ARGS="--prefill 2 --de
 	@$(BIN)/switchyard up $(ARGS)
 
 test: $(STAMP) ## all tests and their coverage; a few: make test ARGS=tests/unit/test_packaging.py
-	@$(BIN)/python -m pytest $(or $(ARGS),--cov)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --cov)
 
 check: check-format check-lint check-types check-imports ## format, lint, types, import contracts
 

@@ -129,7 +129,13 @@ async def test_engines_that_ping_or_stand_in_settings_are_shown_and_told_to_a_ne
         def all_there(reply: ShowFleetReply, _: dict[str, FleetEntry]) -> bool:
             return len(reply.registered) == 2
 
-        await dealer.send(msgpack.packb(ping))
+        async def keep_pinging() -> None:
+            while True:
+                await dealer.send(msgpack.packb(ping))
+                await asyncio.sleep(0.3)
+
+        pinging = asyncio.create_task(keep_pinging())
+        stack.callback(pinging.cancel)
         picture = await shown(operator, all_there)
         assert [(r.instance, r.role, r.kv_address, r.by) for r in picture.registered] == [
             ("10.0.0.4:20003", "prefill", "", "static"),
@@ -137,7 +143,6 @@ async def test_engines_that_ping_or_stand_in_settings_are_shown_and_told_to_a_ne
         ]
         first.kill()
         await first.wait()
-        await dealer.send(msgpack.packb(ping))
         stack.push_async_callback(end, await start(nats_server, "registry"))
         again = (await shown(operator, all_there)).registered
         # Said anew, and so at another time.
@@ -145,6 +150,7 @@ async def test_engines_that_ping_or_stand_in_settings_are_shown_and_told_to_a_ne
             r.model_copy(update={"at_ms": 0}) for r in picture.registered
         ]
         # Nobody pings any more.
+        pinging.cancel()
         picture = await shown(operator, lambda reply, _: len(reply.registered) == 1)
         assert picture.registered[0].by == "static"
 

@@ -105,7 +105,11 @@ async def test_a_span_says_what_the_conventions_ask_for(spans: InMemorySpanExpor
     }
 
 
-@pytest.mark.parametrize("traceparent", [None, tracing.new_trace(sampled=False), "nonsense", ""])
+@pytest.mark.parametrize(
+    "traceparent",
+    [None, tracing.new_trace(sampled=False), "nonsense", ""],
+    ids=["none", "unsampled", "nonsense", "empty"],
+)
 async def test_an_unsampled_chain_makes_no_span_and_keeps_its_trace(
     spans: InMemorySpanExporter, traceparent: str | None
 ) -> None:
