@@ -9,6 +9,8 @@ from tests.support.nats import until
 from tests.unit.worker.test_simulated_engine import engine, job, told
 
 SLOW = "constant:ttft_ms=5,itl_ms=5"
+#: A busy machine wakes an engine late, and steps that are due by then come together.
+SLOWER = "constant:ttft_ms=30,itl_ms=30"
 
 
 def test_a_halted_clock_goes_on_from_where_it_stood():
@@ -29,7 +31,7 @@ def test_a_halted_clock_goes_on_from_where_it_stood():
 
 
 async def test_a_paused_engine_gives_nothing_and_then_the_rest_of_the_story():
-    async with engine(SLOW) as (made, sink):
+    async with engine(SLOWER) as (made, sink):
         made.submit(job())
         await until(lambda: len(sink.ids()) > 3)
         await made.pause(keep=True)
@@ -43,7 +45,7 @@ async def test_a_paused_engine_gives_nothing_and_then_the_rest_of_the_story():
         assert sink.ids() == told()[0]
         assert sink.ids("r2") == told()[0]
         # No burst: the time that it stood still did not pass.
-        assert max(entries for _, entries in sink.calls) <= 10  # a late wake-up merges a few
+        assert max(entries for _, entries in sink.calls) <= 2
 
 
 async def test_a_pause_that_keeps_nothing_loses_what_runs_but_not_what_is_held():
