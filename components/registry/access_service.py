@@ -11,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, get_args
 
-from bus import subjects
-from bus.bus import Received, Subscription
+from bus.bus import Received
 from bus.errors import RecordChanged, RecordRefused, StreamUnavailable
 from bus.records import Record, Records
 from components.host.host import Host
 from components.registry.loading import until_read
+from components.registry.questions import Questions
 from components.registry.secrets import (
     NOBODY,
     bootstrap_password,
@@ -60,11 +60,11 @@ class AccessService:
         self._waiting = 0
         self._signing: SigningService | None = None
         self._loaded = False
-        self._subscriptions: list[Subscription] = []
+        self._questions = Questions(host)
 
     async def start(self) -> None:
         """Raises ``CannotStart`` when the file of keys cannot be used."""
-        bus, settings = self._host.bus, self._settings
+        settings = self._settings
         if not settings.access_dir:
             return
         self._signing = SigningService(self._host, settings)
@@ -72,22 +72,16 @@ class AccessService:
         if settings.insecure_username_login:
             self._host.counters["insecure_username_login"] = 1
             self._host.log.warning("anybody may log in as admin or user: insecure_username_login")
-        self._subscriptions = [
-            await bus.subscribe(subjects.login(), Login, self._on_login, queue="registry"),
-            await bus.subscribe(
-                subjects.refresh_session(), RefreshSession, self._refresh, queue="registry"
-            ),
-            await bus.subscribe(subjects.put_user(), PutUser, self._on_put, queue="registry"),
-        ]
+        await self._questions.answer(Login, self._on_login)
+        await self._questions.answer(RefreshSession, self._refresh)
+        await self._questions.answer(PutUser, self._on_put)
         load = until_read(self._host, "accounts", self._load)
         _ = self._host.tasks.spawn("access.load", load)
 
     async def stop(self) -> None:
         if self._signing is not None:
             await self._signing.stop()
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.unsubscribe()
+        await self._questions.stop()
 
     async def _load(self) -> None:
         for record in await self._records.all(USERS):

@@ -9,42 +9,18 @@ from bus.records import Record, Records
 from components.host.host import Host
 from components.registry.engine_about import fitting
 from components.registry.engines import EngineTable
-from components.registry.looks import is_as_new
+from components.registry.mirror import Mirror
 from schemas.engines import EngineRecord
 
 ENGINES: Final = "engines"
 
 
-class EngineRecords:
+class EngineRecords(Mirror):
     """What the table wants, written; what stands in the bucket, read."""
 
     def __init__(self, host: Host, records: Records, table: EngineTable) -> None:
-        self._host = host
-        self._records = records
+        super().__init__(host, records, ENGINES, table)
         self._table = table
-        self.loaded = False
-
-    async def read_all(self) -> None:
-        """Every record; raises ``StreamUnavailable``."""
-        found = await self._records.all(ENGINES)
-        for record in found:
-            self._take(record)
-        for name in self._table.recorded() - {record.name for record in found}:
-            await self.read(name)
-        self.loaded = True
-
-    async def read(self, name: str, revision: int | None = 0) -> bool:
-        """One record; whether it is as new as ``revision``, None: as its removal.
-
-        Raises ``StreamUnavailable``.
-        """
-        record = await self._records.get(ENGINES, name)
-        known = self._table.revision(name)
-        if record is None:
-            self._table.gone(name)
-        else:
-            self._take(record)
-        return is_as_new(record, known, revision)
 
     async def write(self, name: str) -> EngineRecord | None:
         """Write what is wanted of this engine; None when nothing is, or somebody knew better.
@@ -83,15 +59,16 @@ class EngineRecords:
         self._keep(written)
         return written
 
-    def _take(self, record: Record) -> None:
+    def _take(self, record: Record) -> bool:
         try:
             engine = EngineRecord.model_validate_json(record.value)
         except ValidationError:
             self._host.counters.add("records_unreadable_total")
-            return
+            return True  # a later version's: what is heard of the engine stays
         about = fitting(engine.about)  # another version may have written more
         known = {"engine": record.name, "revision": record.revision, "about": about}
         self._keep(engine.model_copy(update=known))
+        return True
 
     def _keep(self, record: EngineRecord) -> None:
         if not self._table.stored(record, self._host.clock.now_s()):

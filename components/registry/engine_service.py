@@ -100,8 +100,6 @@ class EngineService:
             self._table.on_left(left)
 
     def _on_changed(self, received: Received[EngineChanged]) -> None:
-        if received.source == self._host.instance and received.epoch == self._host.epoch:
-            return
         event = received.message
         self._looks.at(event.engine, None if event.state is None else event.revision)
 

@@ -246,7 +246,7 @@ class EngineTable:
         """They could not be removed: they are to be told again."""
         self._room.leave(*records)
 
-    def recorded(self) -> set[str]:
+    def names(self) -> set[str]:
         """Names of all that have a record, as far as is known."""
         return {name for name, known in self._engines.items() if known.record is not None}
 

@@ -9,17 +9,14 @@ import hmac
 from dataclasses import dataclass, field
 from typing import Final
 
+from components.registry.refused import Refused
 from schemas.keys import ApiKey, KeyRefusal, ListKeys, MakeKey
 
 DAY_MS: Final = 86_400_000
 
 
-class KeyRefused(Exception):
-    """The change is not made; ``reason`` is for programs, the text for people."""
-
-    def __init__(self, reason: KeyRefusal, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: Final[KeyRefusal] = reason
+class KeyRefused(Refused[KeyRefusal]):
+    """The change is not made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from bus.errors import StreamUnavailable
-from bus.records import Record
 from components.host.host import Host
 from components.registry.loading import until_read
 
@@ -164,10 +163,3 @@ class FirstLooks:
             waiting = self._asked.pop(name)
         for answer in waiting:
             answer()
-
-
-def is_as_new(record: Record | None, known: int, revision: int | None) -> bool:
-    """Is what was read as new as ``revision`` (None: as the removal of the ``known`` one)?"""
-    if record is None:
-        return not revision
-    return record.revision > known if revision is None else record.revision >= revision

@@ -9,10 +9,10 @@ from bus.records import Records
 from bus.subjects import ANY
 from components.host.host import Host
 from components.registry.looks import FirstLooks, Looks
+from components.registry.node_records import NodeRecords
 from components.registry.nodes import NodeRefused, NodeTable, Put
 from components.registry.probing import Prober
 from components.registry.questions import Questions
-from components.registry.records import NodeRecords
 from components.registry.settings import RegistrySettings
 from schemas.message import Message
 from schemas.nodes import (
@@ -82,16 +82,13 @@ class NodeService:
 
     def _on_changed(self, received: Received[NodeChanged]) -> None:
         event = received.message
-        if event.what in WRITTEN and not self._is_mine(received):
+        if event.what in WRITTEN:
             self._looks.at(event.node_id, None if event.what == "deleted" else event.revision)
 
     def _on_heard(self, received: Received[NodeHeard]) -> None:
         node_id = received.message.node_id
-        if not self._is_mine(received) and self._table.renew(node_id, self._host.clock.now_s()):
+        if self._table.renew(node_id, self._host.clock.now_s()):
             self._changed(node_id, "returned")
-
-    def _is_mine(self, received: Received[NodeChanged] | Received[NodeHeard]) -> bool:
-        return (received.source, received.epoch) == (self._host.instance, self._host.epoch)
 
     # Changes.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from components.registry.refused import Refused
 from schemas.nodes import (
     Caller,
     DeleteNode,
@@ -35,12 +36,8 @@ TRANSITIONS: Final[dict[NodeState, frozenset[NodeState]]] = {
 }
 
 
-class NodeRefused(Exception):
-    """The change is not made; ``reason`` is for programs, the text for people."""
-
-    def __init__(self, reason: NodeRefusal, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: Final[NodeRefusal] = reason
+class NodeRefused(Refused[NodeRefusal]):
+    """The change is not made."""
 
 
 @dataclass(frozen=True, slots=True)

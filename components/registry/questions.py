@@ -1,4 +1,4 @@
-"""Questions that one of several registries answers."""
+"""Questions that one of several registries answers, and what they tell each other."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,8 +26,13 @@ class Questions:
     async def hear(
         self, subject: str, event: type[M], handler: Callable[[Received[M]], None]
     ) -> None:
-        """Hear each of these, as every other registry does."""
-        await self._listen(subject, event, handler)
+        """Hear what other registries say; what this one said itself it knows."""
+
+        def from_others(received: Received[M]) -> None:
+            if (received.source, received.epoch) != (self._host.instance, self._host.epoch):
+                handler(received)
+
+        await self._listen(subject, event, from_others)
 
     async def stop(self) -> None:
         """Hear nothing more. Harmless twice."""

@@ -9,9 +9,9 @@ import os
 import secrets
 from pathlib import Path
 
-from bus import subjects
-from bus.bus import Received, Subscription
+from bus.bus import Received
 from components.host.host import Host
+from components.registry.questions import Questions
 from components.registry.secrets import SigningKeyFile
 from components.registry.settings import RegistrySettings
 from components.registry.signing import TooManyKeys
@@ -37,23 +37,14 @@ class SigningService:
         self._file = SigningKeyFile(Path(settings.access_dir))
         self._keys = self._file.read()
         self._rotating = False
-        self._subscriptions: list[Subscription] = []
+        self._questions = Questions(host)
 
     async def start(self) -> None:
-        bus = self._host.bus
-        self._subscriptions = [
-            await bus.subscribe(
-                subjects.show_signing_keys(), ShowSigningKeys, self._show, queue="registry"
-            ),
-            await bus.subscribe(
-                subjects.rotate_signing_key(), RotateSigningKey, self._on_rotate, queue="registry"
-            ),
-        ]
+        await self._questions.answer(ShowSigningKeys, self._show)
+        await self._questions.answer(RotateSigningKey, self._on_rotate)
 
     async def stop(self) -> None:
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.unsubscribe()
+        await self._questions.stop()
 
     def token(self, username: str, roles: tuple[UserRole, ...]) -> str:
         """A JWT that says who this is, for ``access_token_s``."""

@@ -46,7 +46,7 @@ async def registry(
         if loads:
             await until(lambda: service._nodes._records.loaded, "the nodes are read")
             await until(lambda: service._engines._records.loaded, "the engines are read")
-            await until(lambda: service._keys.loaded, "the keys are read")
+            await until(lambda: service._keys._records.loaded, "the keys are read")
             if settings.get("access_dir"):
                 await until(lambda: service._access._loaded, "the accounts are read")
         yield service

@@ -262,7 +262,7 @@ async def test_two_registries_keep_one_record_each_and_come_to_rest(
             answer = await ask(operator, ForgetEngine(engine="decode-2"), ForgetEngineReply)
             assert answer.refusal is None
             for service in (one, two):
-                recorded = service._engines._table.recorded
+                recorded = service._engines._table.names
                 await until(lambda recorded=recorded: "decode-2" not in recorded(), "both forget")  # type: ignore[misc]
         assert "decode-2" not in await kept(nats_server)
 

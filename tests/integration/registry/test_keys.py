@@ -93,7 +93,7 @@ async def test_before_records_are_read_and_while_the_store_is_away_it_is_said_so
         assert (await make(operator)).refusal == "store_away"
         assert (await ask(operator, ListKeys(), ListKeysReply)).refusal == "store_away"
         await nats_server.provision()
-        await until(lambda: service._keys.loaded, "the keys are read")
+        await until(lambda: service._keys._records.loaded, "the keys are read")
         assert (await make(operator)).refusal is None
         assert await tenant(gateway) == "acme"
 

@@ -434,13 +434,13 @@ def test_what_stands_in_the_bucket_is_bounded_and_the_living_come_first():
     assert not table.stored(example_record(engine="c", state="STOPPED"), 0.0)
     assert table.stored(example_record(engine="d"), 0.0)
     assert not table.stored(example_record(engine="e"), 0.0)
-    assert table.recorded() == {"b", "d"}
+    assert table.names() == {"b", "d"}
     record = example_record(engine="a", state="STOPPED")
     assert table.stored(record, 0.0), "it is to be removed, not to be taken"
     (out,) = table.crowded_out()
     table.keep_out(out)
     assert [r.engine for r in table.crowded_out()] == ["a"]
-    assert table.recorded() == {"b", "d"}
+    assert table.names() == {"b", "d"}
 
 
 def test_what_this_life_said_to_another_registry_stays():
@@ -473,4 +473,4 @@ def test_an_older_record_never_overwrites_a_newer_one():
     table.stored(example_record(revision=4, state="ERROR"), 0.0)
     assert table.show(NAME, 0.0).record.revision == table.revision(NAME) == 5
     assert table.revision("nobody") == 0
-    assert table.recorded() == {NAME}
+    assert table.names() == {NAME}
