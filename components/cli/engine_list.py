@@ -1,7 +1,7 @@
 """`switchyard engine list|show|forget`: the engines that there should be, heard or not."""
 
 import argparse
-import asyncio
+import functools
 import json
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -22,34 +22,23 @@ ACTIONS: Final = ("list", "show", "forget")
 
 
 def run(args: argparse.Namespace) -> int:
-    from bus.errors import AskTimedOut, BusError, NoResponders
+    from components.cli.operator_bus import ask_registry
 
-    try:
-        return asyncio.run(_run(args))
-    except (NoResponders, AskTimedOut) as error:
-        raise CommandFailed("no registry answers; see: switchyard status") from error
-    except BusError as error:
-        raise CommandFailed(str(error)) from error
-
-
-async def _run(args: argparse.Namespace) -> int:
-    from components.cli.operator_bus import operator
-
-    async with operator(found.yard(args)) as bus:
-        match args.action:
-            case "list":
-                engines, complete = await _all(bus, missing=args.missing)
-                _print_all(engines, complete=complete, as_json=args.json)
-            case "show":
-                _print_one(await _show(bus, args.name), as_json=args.json)
-            case _:
-                await _forget(bus, args.name)
-                print(
-                    json.dumps({"forgotten": args.name})
-                    if args.json
-                    else f"{args.name} is forgotten"
-                )
+    ask_registry(found.yard(args), functools.partial(_run, args))
     return 0
+
+
+async def _run(args: argparse.Namespace, bus: "NatsBus") -> None:
+    match args.action:
+        case "list":
+            engines, complete = await _all(bus, missing=args.missing)
+            _print_all(engines, complete=complete, as_json=args.json)
+        case "show":
+            _print_one(await _show(bus, args.name), as_json=args.json)
+        case _:
+            await _forget(bus, args.name)
+            said = json.dumps({"forgotten": args.name}) if args.json else ""
+            print(said or f"{args.name} is forgotten")
 
 
 async def _all(bus: "NatsBus", *, missing: bool) -> "tuple[list[KnownEngine], bool]":

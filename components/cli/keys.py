@@ -9,11 +9,9 @@ A gateway takes them as `Authorization: Bearer sy-...`; it wants one of everybod
 """
 
 import argparse
-import asyncio
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from components.cli import found, instants
@@ -45,30 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bus.errors import AskTimedOut, BusError, NoResponders
+    from components.cli.operator_bus import ask_registry
 
-    work: dict[str, Callable[[NatsBus, argparse.Namespace], Awaitable[None]]] = {
-        "make": _make,
-        "list": _list,
-        "revoke": _revoke,
-    }
-    try:
-        asyncio.run(_with_bus(args, work[args.what]))
-    except (NoResponders, AskTimedOut) as error:
-        raise CommandFailed("no registry answers; see: switchyard status") from error
-    except BusError as error:
-        raise CommandFailed(str(error)) from error
+    work = {"make": _make, "list": _list, "revoke": _revoke}[args.what]
+    ask_registry(found.yard(args), lambda bus: work(bus, args))
     return 0
-
-
-async def _with_bus(
-    args: argparse.Namespace,
-    work: "Callable[[NatsBus, argparse.Namespace], Awaitable[None]]",
-) -> None:
-    from components.cli.operator_bus import operator
-
-    async with operator(found.yard(args)) as bus:
-        await work(bus, args)
 
 
 async def _make(bus: "NatsBus", args: argparse.Namespace) -> None:

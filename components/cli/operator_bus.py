@@ -1,13 +1,16 @@
 """A connection of the operator: it may ask everyone, and say nothing else."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from bus.errors import AskTimedOut, BusError, NoResponders
 from bus.nats_bus import NatsBus
 from components.cli import keyring
+from components.cli.errors import CommandFailed
 from components.cli.found import Found
 from components.cli.keyring import OPERATOR
 
@@ -20,6 +23,21 @@ async def operator(yard: Found) -> AsyncIterator[NatsBus]:
     key_file = keyring.find(yard.keys, OPERATOR, OPERATOR)
     async with connected(yard.nats_url, key_file, yard.prefix) as bus:
         yield bus
+
+
+def ask_registry(yard: Found, work: Callable[[NatsBus], Awaitable[None]]) -> None:
+    """Run ``work`` on the operator's bus; raises ``CommandFailed``, also where none answers."""
+
+    async def asked() -> None:
+        async with operator(yard) as bus:
+            await work(bus)
+
+    try:
+        asyncio.run(asked())
+    except (NoResponders, AskTimedOut) as error:
+        raise CommandFailed("no registry answers; see: switchyard status") from error
+    except BusError as error:
+        raise CommandFailed(str(error)) from error
 
 
 @asynccontextmanager

@@ -6,20 +6,16 @@ the same datagrams in the same passes that is. From bytes to the event, without 
 
 import argparse
 import json
-import platform
-import sys
 from collections.abc import Callable
 from time import process_time
 from typing import Final
-
-from rich.console import Console
-from rich.table import Table
 
 from components.bridge.core import BridgeCore
 from components.bridge.datagram import read, test_datagram
 from components.bridge.trust import Trust
 from components.bridge.windows import Windows
 from components.domain.signed_frame import sign, verify
+from tests.bench.printed import printed
 
 ENGINES: Final = 200
 PASSES: Final = 5
@@ -130,15 +126,12 @@ def main() -> None:
     parser.add_argument("--datagrams", type=int, default=20_000, help="how many per pass")
     arguments = parser.parse_args()
     rows = measure(arguments.datagrams)
-    if arguments.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine()}
-        json.dump(machine | {"rows": rows}, sys.stdout)
-        print()
-        return
-    table = Table("a datagram", "us", "x json.loads")
-    for cells in rows:
-        table.add_row(str(cells["what"]), f"{cells['us']:.2f}", f"{cells['times_json']:.1f}")
-    Console().print(table)
+    printed(
+        rows,
+        ("a datagram", "us", "x json.loads"),
+        lambda row: (row["what"], f"{row['us']:.2f}", f"{row['times_json']:.1f}"),
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

@@ -5,21 +5,16 @@ Every row is the best of three runs; `--scale` makes the work smaller or larger.
 
 import argparse
 import gzip
-import json
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-
-from rich.console import Console
-from rich.table import Table
 
 from components.domain.engine_model import EngineLimits, EngineModel, ModelRequest
 from components.domain.pages import page_hashes
 from components.domain.profiles import ConstantProfile, profile_named
 from components.domain.traces import parse_azure, rescaled
 from components.simulator.two_phase import Fleet, predict
+from tests.bench.printed import printed
 
 AZURE_SLICE = Path(__file__).parents[1] / "data" / "azure_conv_slice.csv.gz"
 PROFILE = profile_named("llama3-8b/tp1/h100")
@@ -155,17 +150,12 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="how much work (default 1)")
     arguments = parser.parse_args()
     rows = measure(arguments.scale)
-    if arguments.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine()}
-        json.dump(machine | {"rows": rows}, sys.stdout)
-        print()
-        return
-    table = Table("engine model", "figure", "unit", "bar")
-    for cells in rows:
-        table.add_row(
-            str(cells["what"]), f"{cells['figure']:,.4g}", str(cells["unit"]), str(cells["bar"])
-        )
-    Console().print(table)
+    printed(
+        rows,
+        ("engine model", "figure", "unit", "bar"),
+        lambda row: (row["what"], f"{row['figure']:,.4g}", row["unit"], row["bar"]),
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":

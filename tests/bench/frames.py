@@ -5,8 +5,6 @@ Every row is the best of three runs at 64 and at 256 streams, in microseconds pe
 
 import argparse
 import asyncio
-import json
-import platform
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +12,6 @@ from time import perf_counter
 from typing import Final
 
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
 from bus import codec, subjects
 from bus.memory_bus import MemoryBus, MemoryHub
@@ -29,6 +25,7 @@ from components.worker.simulated.link import SimulatedLink
 from components.worker.simulated.writing import Writing
 from schemas.body import SamplingParameters
 from schemas.frames import ENTRIES_MAX, Entry
+from tests.bench.printed import printed
 
 STREAMS: Final = (64, 256)
 PROMPT: Final = tuple(range(300, 1300))
@@ -169,16 +166,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000, help="how many per run")
     arguments = parser.parse_args()
     rows = measure(arguments.tokens)
-    if arguments.json:
-        machine = {"python": platform.python_version(), "machine": platform.machine()}
-        json.dump(machine | {"rows": rows}, sys.stdout)
-        print()
-        return
-    table = Table("us per token", *(f"{streams} streams" for streams in STREAMS))
-    for cells in rows:
-        figures = [f"{cells[f'us_per_token_{streams}']:.2f}" for streams in STREAMS]
-        table.add_row(str(cells["what"]), *figures)
-    Console().print(table)
+    printed(
+        rows,
+        ("us per token", *(f"{streams} streams" for streams in STREAMS)),
+        lambda row: (
+            row["what"],
+            *(f"{row[f'us_per_token_{streams}']:.2f}" for streams in STREAMS),
+        ),
+        as_json=arguments.json,
+    )
 
 
 if __name__ == "__main__":
