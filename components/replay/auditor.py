@@ -37,7 +37,9 @@ TICK_S: Final = 1.0
 #: How often processes are asked, and how long they have for an answer.
 ASK_S: Final = 2.0
 ANSWER_S: Final = 0.5
+#: Messages of a stream between which others get their turn; whoever asks about the past gets more.
 TURN: Final = 256
+GIVE_WAY_S: Final = 0.05
 #: The stream of each event that is audited.
 _HISTORY: Final = {event: stream for event, stream in KEPT_IN.items() if stream in ON_DISK}
 
@@ -46,10 +48,13 @@ OnGap = Callable[[StreamGap], None]
 
 
 class Auditor:
-    """``make`` gives each stream that is audited a reader of its own."""
+    """``make`` gives each stream that is audited a reader of its own; ``busy``: are we asked?"""
 
-    def __init__(self, host: Host, make: Callable[[OnGap], History]) -> None:
+    def __init__(
+        self, host: Host, make: Callable[[OnGap], History], busy: Callable[[], bool]
+    ) -> None:
         self._host = host
+        self._busy = busy
         self._readers = {name: make(self.on_gap) for name in ON_DISK}
         self.readers = tuple(self._readers.values())
         self._audit = Audit()
@@ -89,7 +94,7 @@ class Auditor:
             self._take(stream, stored)
             count += 1
             if count % TURN == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(GIVE_WAY_S if self._busy() else 0)
 
     async def _begin(self, stream: str, reader: History) -> int:
         """The first message that is kept; where it is not the stream's first, from when it is."""

@@ -54,7 +54,8 @@ class ReplayService:
         self._followed = self._reader(key_file)
         self._index = RequestIndex(settings.requests_max)
         self._indexer = Indexer(self._followed, self._index)
-        self._auditor = Auditor(host, functools.partial(self._reader, key_file))
+        make = functools.partial(self._reader, key_file)
+        self._auditor = Auditor(host, make, lambda: self._waiting > 0)
         self._answers = Answers(self._history, self._index, self._indexer)
         self._exports = Exports(self._history, host.clock)
         self._subscriptions: list[Subscription] = []
