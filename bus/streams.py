@@ -46,8 +46,8 @@ class Stream:
             "storage": self.storage,
             "retention": "limits",
             "discard": "old",
-            # Memory is not compressed; the server ignores the word there and says "none".
-            "compression": "s2" if self.storage == "file" else "none",
+            # Compressing a full block of 8 MB holds up every delivery, tokens too, for 15 to 25 ms.
+            "compression": "none",
             "max_age": self.max_age_s * _NS,
             "max_bytes": self.max_bytes,
             "max_msgs_per_subject": self.per_subject_max,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -262,6 +263,8 @@ async def load(run: Run) -> Figure:
         registry = await nats.client("registry", "registry-0")
         await registry.subscribe("yard.evt.engine.states_received.*", cb=_cb(listener))
         await _ready(operator)
+        gc.collect()
+        gc.freeze()  # as processes of a yard do; the listener is one of them here
         steady = await _send(port, RATE_PER_S, seconds)
         await asyncio.sleep(1.0)
         steady_ms, first = listener.p99_ms(), await _totals(operator)

@@ -27,6 +27,7 @@ import pytest
 from nats.aio.client import Client
 
 from bus import keys
+from bus.history import History
 from bus.names import encode_name
 from bus.nats_bus import NatsBus
 from bus.permissions import inbox_prefix
@@ -62,6 +63,13 @@ async def until(condition: Callable[[], bool], what: str = "", deadline_s: float
     while not condition():
         assert time.monotonic() < end_s, f"not within {deadline_s:g} s: {what or condition}"
         await asyncio.sleep(0.002)
+
+
+async def stored(history: History, stream: str, last_seq: int) -> None:
+    """Wait until ``stream`` holds ``last_seq``: the server stores a little after it has read."""
+    async with asyncio.timeout(WAIT_S):
+        while await history.last_seq(stream) < last_seq:  # noqa: ASYNC110  (there is no event)
+            await asyncio.sleep(0.005)
 
 
 async def settled(client: Client, instance: str, component: str = "") -> None:

@@ -14,7 +14,7 @@ from bus.history import BATCH_MESSAGES_MAX, Gap, History, Stored, StreamState, d
 from bus.provision import provision
 from bus.server import free_port
 from bus.streams import BY_NAME
-from tests.support.nats import NatsInTest, settled, until
+from tests.support.nats import NatsInTest, settled, stored, until
 
 LOAD = "yard.evt.engine.load_reported.decode-0"
 
@@ -46,13 +46,6 @@ async def store(worker: Client, count: int, subject: str = LOAD, size: int = 10)
     for number in range(count):
         await worker.publish(subject, b"%d" % number + bytes(size))
     await settled(worker, "decode-0")
-
-
-async def stored(history: History, stream: str, last_seq: int) -> None:
-    """Wait until ``stream`` holds ``last_seq``: the server stores a little after it has read."""
-    async with asyncio.timeout(5):
-        while await history.last_seq(stream) < last_seq:  # noqa: ASYNC110  (there is no event)
-            await asyncio.sleep(0.005)
 
 
 async def test_an_empty_stream_reads_as_nothing(history: History) -> None:

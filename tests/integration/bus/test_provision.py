@@ -1,7 +1,7 @@
 """Streams and buckets on a real JetStream."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bus.errors import NotConnected, StreamUnavailable
 from bus.history import History, decode_stored
 from bus.provision import provision
 from bus.server import NatsServer, free_port
-from bus.streams import BUCKETS, BY_NAME, STREAMS
+from bus.streams import BUCKETS, BY_NAME, STREAMS, Stream
 from schemas.body import BodyPublished
 from schemas.engine import EngineLoadReported, EngineStatesReceived, KvPagesChanged
 from schemas.examples import example
@@ -21,7 +21,7 @@ from schemas.fleet import FleetJoined
 from schemas.journal import JournalAppended
 from schemas.message import Message
 from schemas.request import RequestEventsBatched
-from tests.support.nats import NatsInTest, settled
+from tests.support.nats import NatsInTest, settled, stored
 
 NAMES = [s.name for s in STREAMS] + [b.stream for b in BUCKETS]
 
@@ -72,6 +72,34 @@ async def test_a_changed_limit_is_mended_and_what_others_set_stays(
     config = await config_of(nats_server, "REQUESTS")
     assert config["max_bytes"] == BY_NAME["REQUESTS"].max_bytes
     assert config["max_msg_size"] == 777_777
+
+
+class Compressed(Stream):
+    """As streams were made in the past."""
+
+    def config(self, prefix: str = subjects.PREFIX, replicas: int = 1) -> dict[str, Any]:
+        return {**super().config(prefix, replicas), "compression": "s2"}
+
+
+async def test_a_stream_that_was_compressed_is_read_on_and_compressed_no_more(
+    nats_server: NatsInTest,
+) -> None:
+    compressed = Compressed(**asdict(BY_NAME["ENGINE_STATE"]))
+    await provision(nats_server.url, provisioner(nats_server), wanted=[compressed])
+    worker = await nats_server.client("worker", "decode-1")
+    sent = [b"%d" % n + b"x" * 500_000 for n in range(40)]  # blocks hold 8 MB
+    for data in sent[:20]:
+        await worker.publish(subjects.engine_load_reported("decode-1"), data)
+    await worker.flush()
+    async with History(nats_server.url, nats_server.key_file("history", "history")) as history:
+        await stored(history, "ENGINE_STATE", 20)
+        done = await provision(nats_server.url, provisioner(nats_server), wanted=STREAMS)
+        assert done.updated == ["ENGINE_STATE"]
+        for data in sent[20:]:
+            await worker.publish(subjects.engine_load_reported("decode-1"), data)
+        await worker.flush()
+        await stored(history, "ENGINE_STATE", 40)
+        assert [stored.data async for stored in history.read("ENGINE_STATE")] == sent
 
 
 @pytest.mark.parametrize("name", NAMES)
