@@ -63,6 +63,8 @@ class Auditor:
         #: Streams that are known to store nothing.
         self._silent: set[str] = set()
         self._read: Counter[str] = Counter()
+        #: What streams held when somebody last asked, and they answered.
+        self._held: dict[str, StreamNow] = {}
         self._state: HistoryState = "ok"
         self._why = ""
         self._findings = Findings(host)
@@ -224,31 +226,33 @@ class Auditor:
         return self._audit.forgotten_total + self._lives.forgotten_total
 
     async def show(self, _: ShowHistory) -> ShowHistoryReply:
-        """The state, what streams hold, and the last gaps."""
-        streams = []
-        for name, reader in self._readers.items():
-            try:
-                now = await reader.state(name)
-            except StreamUnavailable:
-                continue
-            streams.append(
-                StreamNow(
-                    name=name,
-                    messages=now.messages,
-                    bytes=now.bytes,
-                    bytes_max=now.bytes_max,
-                    age_max_s=now.age_max_s,
-                    first_seq=now.first_seq,
-                    last_seq=now.last_seq,
-                    audited_seq=self._read[name],
-                )
-            )
+        """The state, what streams hold (or held when they last answered), and the last gaps."""
+        await asyncio.gather(*map(self._look, self._readers))
+        streams = tuple(self._held[name] for name in self._readers if name in self._held)
         return ShowHistoryReply(
             state=self._state,
             why=self._why,
-            streams=tuple(streams),
+            streams=streams,
             waiting=self._audit.waiting(),
             **self._findings.shown(),
+        )
+
+    async def _look(self, name: str) -> None:
+        """Who asks how the history is must hear it above all when streams are slow to answer."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                now = await self._readers[name].state(name)
+        except (TimeoutError, StreamUnavailable):
+            return
+        self._held[name] = StreamNow(
+            name=name,
+            messages=now.messages,
+            bytes=now.bytes,
+            bytes_max=now.bytes_max,
+            age_max_s=now.age_max_s,
+            first_seq=now.first_seq,
+            last_seq=now.last_seq,
+            audited_seq=self._read[name],
         )
 
 

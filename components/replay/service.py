@@ -7,6 +7,7 @@ answered one after the other, each by a task, so that a long one keeps nobody fr
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -80,9 +81,9 @@ class ReplayService:
         await self._answer(
             subjects.explain_request(), ExplainRequest, answers.explain, ExplainRequestReply
         )
-        await self._answer(
-            subjects.show_history(), ShowHistory, self._auditor.show, ShowHistoryReply
-        )
+        # The auditor has readers of its own, so that its answer waits for no other.
+        show, turn = self._auditor.show, nullcontext()
+        await self._answer(subjects.show_history(), ShowHistory, show, ShowHistoryReply, turn)
         await self._answer(subjects.read_past(), ReadPast, answers.read, ReadPastReply)
         await self._answer(subjects.export_past(), ExportPast, self._exports.piece, ExportPastReply)
         await self._answer(
@@ -114,7 +115,10 @@ class ReplayService:
         question: type[Q],
         answer: Callable[[Q], Awaitable[Message]],
         reply: type[Message],
+        turn: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
+        """``turn``: what to hold while ``answer`` runs; by default the one that all share."""
+
         def asked(received: Received[Q]) -> None:
             if self._waiting >= self._settings.questions_max:
                 self._host.counters.add("questions_refused_total")
@@ -123,7 +127,9 @@ class ReplayService:
             self._host.counters.add("questions_total")
             self._waiting += 1
             name = f"replay.{question.schema_id}"
-            _ = self._host.tasks.spawn(name, self._give(received, answer, reply))
+            _ = self._host.tasks.spawn(
+                name, self._give(received, answer, reply, turn or self._turn)
+            )
 
         self._subscriptions.append(
             await self._host.bus.subscribe(subject, question, asked, queue="replay")
@@ -134,9 +140,10 @@ class ReplayService:
         received: Received[Q],
         answer: Callable[[Q], Awaitable[Message]],
         reply: type[Message],
+        turn: AbstractAsyncContextManager[object],
     ) -> None:
         try:
-            async with asyncio.timeout(self._settings.answer_timeout_s), self._turn:
+            async with asyncio.timeout(self._settings.answer_timeout_s), turn:
                 self._host.bus.respond(received, await answer(received.message))
         except Refused as why:
             self._refuse(received, reply, why.code, str(why))

@@ -13,11 +13,11 @@ import pytest
 
 from bus import jetstream, subjects
 from bus.bus import Received
-from bus.errors import NoResponders
-from bus.history import History, decode_stored
+from bus.errors import NoResponders, StreamUnavailable
+from bus.history import History, StreamState, decode_stored
 from bus.nats_bus import NatsBus
 from bus.provision import provision
-from bus.streams import BY_NAME, Stream
+from bus.streams import BY_NAME, ON_DISK, Stream
 from bus.subjects import PREFIX
 from components.host.settings import HostSettings
 from components.replay import auditor, exports
@@ -357,6 +357,26 @@ async def test_one_stream_that_takes_nothing_is_noticed_while_the_others_store(
         shown = await becomes(operator, lambda h: h.state == "ok" and h.gaps_total > 1)
         gap = shown.gaps[-1]
         assert (gap.stream, gap.last_seq - gap.first_seq + 1) == ("ENGINE_STATE", 12)
+
+
+async def test_how_the_history_is_is_told_while_streams_are_silent_and_others_wait(
+    nats_server: NatsInTest, nats_bus: MakeBus, monkeypatch: pytest.MonkeyPatch
+):
+    await filled(nats_server, nats_bus)
+    operator = await nats_bus("operator", "operator")
+
+    async def silent(_: History, stream: str) -> StreamState:
+        await asyncio.sleep(jetstream.SILENCE_S)
+        raise StreamUnavailable(stream)
+
+    async with replaying(nats_server, nats_bus) as service:
+        before = await becomes(operator, lambda h: len(h.streams) == len(ON_DISK))
+        monkeypatch.setattr(History, "state", silent)
+        async with service._turn:  # as while a long answer is being made
+            shown = await operator.ask(
+                subjects.show_history(), ShowHistory(), ShowHistoryReply, timeout_s=2
+            )
+        assert [s.name for s in shown.streams] == [s.name for s in before.streams]
 
 
 async def answers_what_it_published(bus: NatsBus) -> None:
