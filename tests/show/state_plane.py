@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from tests.show import clients, datagrams, history_faults, nvllm, time_travel
+from tests.show import clients, datagram_load, datagrams, history_faults, nvllm, time_travel
 from tests.show.proof import Proof, show
 
 PROOFS: Final[tuple[Proof, ...]] = (
@@ -24,7 +24,7 @@ PROOFS: Final[tuple[Proof, ...]] = (
         "that rate; then 20,000/s again",
         "sent = stored + kernel drops + rejects; none dropped or rejected at 20,000/s, p99 to a "
         "subscriber under 20 ms, before and after the flood",
-        datagrams.load,
+        datagram_load.load,
         fault="bridge_is_slow",
         about_s=60,
     ),
