@@ -79,26 +79,21 @@ def decode(data: bytes) -> Decoded:
     return Decoded(_rebuild(_class_of(type(shadow)), values), *envelope)
 
 
-def to_fields(part: Part) -> list[Any]:
-    """The values of ``part`` in order, nested parts as lists."""
-    return [_plain(value) for value in _values_of(type(part))(part.__dict__)]
-
-
-def from_fields(cls: type[P], fields: Sequence[Any]) -> P:
-    """The inverse of ``to_fields``, without pydantic; raises ``MalformedMessage``."""
+def decode_bare(schema_id: str, fields: bytes | msgspec.Raw) -> Message:
+    """The message of class ``schema_id`` from its packed fields; raises ``MalformedMessage``."""
+    cls = BY_SCHEMA_ID.get(schema_id)
+    if cls is None:
+        raise MalformedMessage(f"unknown schema {schema_id[:64]!r}")
     try:
-        shadow = msgspec.convert(fields, _shadow(cls))
+        shadow = _bare_decoder(cls).decode(fields)
     except _BAD_BYTES as error:
         raise MalformedMessage(f"{cls.__name__}: {error}") from error
     return _rebuild(cls, msgspec.structs.asdict(shadow))
 
 
-def from_schema_id(schema_id: Any, fields: Sequence[Any]) -> Message:
-    """The message of class ``schema_id`` from its fields; raises ``MalformedMessage``."""
-    cls = BY_SCHEMA_ID.get(schema_id) if type(schema_id) is str else None
-    if cls is None:
-        raise MalformedMessage(f"unknown schema {str(schema_id)[:64]!r}")
-    return from_fields(cls, fields)
+def encode_bare(message: Message) -> msgspec.Raw:
+    """The packed fields of ``message``, for ``decode_bare``."""
+    return msgspec.Raw(_encoder.encode(_values_of(type(message))(message.__dict__)))
 
 
 # How to think about the rest: a class has a *shadow* (what msgspec parses), and a shadow's values
@@ -117,15 +112,6 @@ _ENVELOPE: Final[tuple[tuple[str, Any], ...]] = (
 _UNIONS: Final = (types.UnionType, Union)
 
 
-def _plain(value: Any) -> Any:
-    """Parts as lists, all the way down; also what the encoder does with what it does not know."""
-    if isinstance(value, Part):
-        return to_fields(value)
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
 def _encodable(value: Any) -> Any:
     if isinstance(value, Part):
         return _values_of(type(value))(value.__dict__)
@@ -140,6 +126,11 @@ def _message_decoder() -> msgspec.msgpack.Decoder[Any]:
     """Parses any message: the schema id, the first value, tells which shadow it is."""
     shadows = tuple(_message_shadow(cls) for cls in BY_SCHEMA_ID.values())
     return msgspec.msgpack.Decoder(Union[shadows])  # noqa: UP007  (made from a tuple)
+
+
+@cache
+def _bare_decoder(cls: type[Message]) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(_shadow(cls))
 
 
 @cache

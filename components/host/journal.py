@@ -3,8 +3,9 @@
 Writing (the live process) and reading (replay) stand side by side here, so that they stay in step.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from bus import codec
 from bus.errors import MalformedMessage
@@ -13,8 +14,7 @@ from components.domain.outcomes import Answer, Ask, Count, Outcome, Record, Send
 from schemas.message import Message
 
 
-@dataclass(frozen=True, slots=True)
-class EventRef:
+class EventRef(msgspec.Struct, frozen=True, array_like=True, tag="r"):
     """An event that a stream keeps: found again by its envelope."""
 
     schema_id: str
@@ -23,14 +23,19 @@ class EventRef:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     """Time passed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(msgspec.Struct, frozen=True, array_like=True, tag="p"):
     """The bus came back."""
+
+
+class _Whole(msgspec.Struct, frozen=True, array_like=True, tag="m"):
+    """A message that no stream keeps, its fields packed."""
+
+    schema_id: str
+    fields: msgspec.Raw
 
 
 Input = Message | EventRef | Tick | Resumed
@@ -43,38 +48,31 @@ def is_kept(message: Message) -> bool:
 
 def pack_inputs(inputs: list[Input]) -> bytes:
     """The ``inputs`` field of a journal entry."""
-    return codec.pack([_input_fields(i) for i in inputs])
+    return msgspec.msgpack.encode([_packed(i) for i in inputs])
 
 
 def unpack_inputs(data: bytes) -> list[Input]:
     """What ``pack_inputs`` packed; raises ``MalformedMessage``."""
-    return [_input_from(fields) for fields in codec.unpack(data)]
+    try:
+        items = _inputs.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MalformedMessage(f"not journal inputs: {error}") from error
+    return [_unpacked(item) for item in items]
 
 
-def _input_fields(item: Input) -> list[Any]:
-    match item:
-        case Tick():
-            return ["t"]
-        case Resumed():
-            return ["p"]
-        case EventRef():
-            return ["r", item.schema_id, item.source, item.epoch, item.seq]
-        case Message():
-            return ["m", item.schema_id, codec.to_fields(item)]
+_inputs: Final = msgspec.msgpack.Decoder(list[EventRef | Tick | Resumed | _Whole])
 
 
-def _input_from(fields: list[Any]) -> Input:
-    match fields:
-        case ["t"]:
-            return Tick()
-        case ["p"]:
-            return Resumed()
-        case ["r", schema_id, source, epoch, seq]:
-            return EventRef(schema_id, source, epoch, seq)
-        case ["m", schema_id, values]:
-            return codec.from_schema_id(schema_id, values)
-        case _:
-            raise MalformedMessage("not a journal input")
+def _packed(item: Input) -> EventRef | Tick | Resumed | _Whole:
+    if isinstance(item, Message):
+        return _Whole(item.schema_id, codec.encode_bare(item))
+    return item
+
+
+def _unpacked(item: EventRef | Tick | Resumed | _Whole) -> Input:
+    if isinstance(item, _Whole):
+        return codec.decode_bare(item.schema_id, item.fields)
+    return item
 
 
 def pack_outcomes(outcomes: list[Outcome]) -> bytes:

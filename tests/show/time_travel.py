@@ -100,7 +100,7 @@ async def _exported(run: Run, requests: int) -> Path:
 
 @dataclass(slots=True)
 class Pace:
-    """Per second of one core's time."""
+    """Per second of one core's time, the fastest of three passes: others use this machine too."""
 
     entries: int
     entries_per_s: float
@@ -109,6 +109,11 @@ class Pace:
 
 
 def _pace(recording: Recording) -> Pace:
+    passes = [_pass(recording) for _ in range(3)]
+    return max(passes, key=lambda one: one.entries_per_s)
+
+
+def _pass(recording: Recording) -> Pace:
     """Entries that decided nothing, read from their bytes and applied; and apart, decisions.
 
     Reading is timed over the packed inputs and the message around them, as a bundle holds them.

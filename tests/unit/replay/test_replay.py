@@ -2,7 +2,10 @@
 
 import random
 
+import pytest
+
 from bus import codec
+from bus.errors import MalformedMessage
 from components.domain.outcomes import Core, Outcome, Record, Send
 from components.host.journal import Input, Resumed, Tick, pack_inputs, pack_outcomes, unpack_inputs
 from components.replay.check import Report, compare_with_history, replay
@@ -175,3 +178,18 @@ def test_a_refusal_is_a_decision_too() -> None:
     outcomes = life.turn(1.0, ScheduleRequest(card=card))
     assert any(isinstance(o, Send) and isinstance(o.message, RequestRefused) for o in outcomes)
     assert life.check().decisions == 1
+
+
+UNREAD = (
+    {},
+    [["x"]],
+    [["r", "a"]],
+    [["m", "request.queued.v99", []]],
+    [["m", "request.queued.v1", [1]]],
+)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x90\x90", *map(codec.pack, UNREAD)])
+def test_inputs_that_are_none_are_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        unpack_inputs(data)
