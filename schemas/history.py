@@ -87,7 +87,8 @@ class ShowHistory(Message):
 class ShowHistoryReply(Message):
     """``gaps`` and ``tails`` are the last ones found, newest last; the totals count from the start.
 
-    ``waiting`` events are missing now and may still come.
+    ``waiting`` events are missing now and may still come. A stream that does not answer is shown as
+    it last was, or not at all.
     """
 
     schema_id: ClassVar[str] = "history.show_reply.v1"
