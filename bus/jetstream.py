@@ -14,6 +14,7 @@ from nats.errors import Error as NatsError
 from bus import keys
 from bus.endpoint import INBOX, log, server_urls
 from bus.errors import NotConnected, StreamUnavailable
+from bus.nats_client import SteadyClient, end
 
 CONNECT_TIMEOUT_S: Final = 10.0
 #: How long the server may be silent within one answer.
@@ -32,7 +33,7 @@ class Asking:
         self._key_file = key_file
         self._inbox_prefix = INBOX + inbox_owner
         self._inbox = f"{self._inbox_prefix}.{kind}-{secrets.token_hex(6)}"
-        self._client = Client()
+        self._client = SteadyClient()
         self._questions = Questions(self._client, self._inbox)
 
     async def __aenter__(self) -> Self:
@@ -60,7 +61,7 @@ class Asking:
         if self._key_file is not None:
             keys.load(self._key_file)
             options["nkeys_seed"] = str(self._key_file)
-        client = Client()
+        client = SteadyClient()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await client.connect(self._urls, **options)
@@ -68,14 +69,14 @@ class Asking:
                 await questions.listen()
         except (TimeoutError, OSError, NatsError) as error:
             why = client.last_error or error
-            await client.close()
+            await end(client)
             raise NotConnected(f"no {self._kind} at {', '.join(self._urls)}: {why}") from error
         self._client, self._questions = client, questions
 
     async def close(self) -> None:
         """Disconnect; harmless twice."""
         if self._client.is_connected or self._client.is_reconnecting:
-            await self._client.close()
+            await end(self._client)
 
     async def _quiet(self, error: Exception) -> None:
         """Refusals come back as answers; what else goes wrong shows in them as silence."""
@@ -116,7 +117,7 @@ class Questions:
             try:
                 await self._client.publish(subject, question, answer.address, headers)
                 await answer.complete(SILENCE_S)
-            except (NatsError, TimeoutError) as error:
+            except (NatsError, OSError, TimeoutError) as error:
                 raise StreamUnavailable(f"{stream}: {type(error).__name__}") from error
             finally:
                 self._answer = None

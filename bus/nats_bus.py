@@ -36,6 +36,7 @@ from bus import keys
 from bus.bus import Subscription
 from bus.endpoint import PAYLOAD_BYTES_MAX, Endpoint, Interest, Outbox, log, server_urls
 from bus.errors import NotAllowed, NotConnected
+from bus.nats_client import SteadyClient, end
 from bus.subjects import PREFIX
 
 PING_INTERVAL_S: Final = 1
@@ -146,7 +147,7 @@ class NatsBus(Endpoint):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._counters["dropped_total"] += self._outbox.clear()
         if self._client is not None:
-            await self._client.close()
+            await end(self._client)
 
     async def _drain(self) -> None:
         """Let what was sent to us arrive, and what the handlers say to it leave."""
@@ -171,7 +172,7 @@ class NatsBus(Endpoint):
         """A new connection with all subscriptions on it, own inbox first."""
         if self._key_file is not None:
             keys.load(self._key_file)  # a bad file is told here, not from inside nats-py
-        client = Client()
+        client = SteadyClient()
         # See the module's docstring: called for each message, with what a Msg is made of.
         client.msg_class = cast("Any", self._read)
         self._client = client
@@ -249,7 +250,7 @@ class NatsBus(Endpoint):
             except (TimeoutError, NatsError, OSError, ValueError) as error:
                 log.debug("%s: not revived: %s", self._source, error)
                 if self._client is not None:
-                    await self._client.close()
+                    await end(self._client)
         self._reviving = False
         self._back()
 

@@ -15,6 +15,7 @@ from nats.errors import Error as NatsError
 from bus import keys
 from bus.endpoint import log, server_urls
 from bus.errors import NotConnected, StreamUnavailable
+from bus.nats_client import SteadyClient, end
 from bus.permissions import inbox_prefix
 from bus.streams import BUCKETS, STREAMS, Bucket, Stream
 from bus.subjects import PREFIX
@@ -92,7 +93,7 @@ async def _ask(client: Client, what: str, payload: dict[str, Any]) -> dict[str, 
     data = json.dumps(payload).encode() if payload else b""
     try:
         answer = await client.request(f"$JS.API.{what}", data, timeout=_REQUEST_TIMEOUT_S)
-    except NatsError as error:
+    except (NatsError, OSError) as error:
         raise StreamUnavailable(f"{what}: {type(error).__name__}: {error}") from error
     values: dict[str, Any] = json.loads(answer.data)
     return values
@@ -117,7 +118,7 @@ async def _connected(url: str, key_file: Path | None, timeout_s: float) -> Async
         keys.load(key_file)
         options["nkeys_seed"] = str(key_file)
     urls = server_urls(url)
-    client = Client()
+    client = SteadyClient()
     try:
         async with asyncio.timeout(timeout_s):
             await client.connect(
@@ -133,7 +134,7 @@ async def _connected(url: str, key_file: Path | None, timeout_s: float) -> Async
     except (TimeoutError, NatsError, OSError) as error:
         raise NotConnected(f"{url}: {client.last_error or error}") from error
     finally:
-        await client.close()
+        await end(client)
 
 
 async def _quiet(error: Exception) -> None:

@@ -227,3 +227,14 @@ async def test_history_without_a_server_is_told(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_stored_but_no_message_is_malformed() -> None:
     with pytest.raises(MalformedMessage):
         decode_stored(Stored(1, 1, LOAD, b"junk"))
+
+
+async def test_a_connection_that_is_lost_while_it_asks_is_told(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(*_: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(history._client, "publish", lost)
+    with pytest.raises(StreamUnavailable, match="FLEET: ConnectionResetError"):
+        await history.state("FLEET")

@@ -180,7 +180,7 @@ def test_a_refusal_is_a_decision_too() -> None:
     assert life.check().decisions == 1
 
 
-UNREAD = (
+UNREAD: tuple[object, ...] = (
     {},
     [["x"]],
     [["r", "a"]],
