@@ -106,6 +106,11 @@ class Fleet:
             raise Void(f"{name} is not running")
         return pid
 
+    def ends(self) -> list[str]:
+        """What `up` said of processes that ended, and when."""
+        lines = (self.data / "up.log").read_text().splitlines()
+        return [line for line in lines if " ended" in line]
+
     async def kill(self, name: str) -> None:
         """SIGKILL, and see that it is gone: a fault that did not happen proves nothing."""
         pid = self.pid(name)

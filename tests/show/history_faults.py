@@ -31,6 +31,7 @@ TOLD_S = 10.0
 ENGINE = "decode-0"
 
 Line = tuple[str, str, int]
+Life = tuple[str, int]
 Missing = set[tuple[Line, int]]
 
 
@@ -108,7 +109,12 @@ class Watch:
                 await self.look()
             await asyncio.sleep(0.5)
 
-    async def look(self) -> None:
+    def newest(self, source: str) -> Life:
+        """The life of ``source`` that began last, among those that ever answered."""
+        return source, max(epoch for _, name, epoch in self.published if name == source)
+
+    async def look(self) -> set[Life]:
+        """Ask everybody; who answered."""
         async with operator(self._fleet) as bus:
             replies = await bus.ask_all(
                 subjects.show_component(subjects.EVERYONE),
@@ -120,6 +126,7 @@ class Watch:
             for kind, count in reply.message.published.items():
                 line = (kind, reply.source, reply.epoch)
                 self.published[line] = max(self.published[line], count)
+        return {(reply.source, reply.epoch) for reply in replies}
 
     async def missing(self) -> Missing:
         """What was published by now and stands in no stream."""
@@ -213,24 +220,31 @@ async def kill_nats(run: Run) -> Figure:
             await fleet.freeze("nats-server")
             await asyncio.sleep(0.3)
             dying = ["nats-server", ENGINE] if last else ["nats-server"]
+            killed = load.watch.newest(ENGINE)
             await asyncio.gather(*map(fleet.kill, dying))
         await asyncio.sleep(4.0)
         after = await load.afterwards()
-        tails = await tails_of(fleet)
+        named = await tails_of(fleet, killed)
+        living = await load.watch.look()
     figure = _figure("3 kills of nats-server", after)
-    text = f"{figure.text}; last words unknown of {tails or 'nobody'}, {ENGINE} died with it"
-    return replace(figure, text=text, holds=figure.holds and tails == [ENGINE])
+    names = sorted(source for source, _ in named) or "nobody"
+    text = f"{figure.text}; last words unknown of {names}, {ENGINE} died with it"
+    if len(named) > 1:
+        text += f"; how others ended: {fleet.ends()}"
+    right = killed in named and not named & living
+    return replace(figure, text=text, holds=figure.holds and right)
 
 
-async def tails_of(fleet: Fleet) -> list[str]:
-    """Whose lives are said to have ended without their last words."""
+async def tails_of(fleet: Fleet, killed: Life) -> set[Life]:
+    """Whose lives are said to have ended without their last words, once ``killed`` may be."""
     deadline_s = time.monotonic() + 40
-    while time.monotonic() < deadline_s:
+    named: set[Life] = set()
+    while time.monotonic() < deadline_s and killed not in named:
         shown = await history_of(fleet)
-        if shown is not None and shown.tails:
-            return [tail.source for tail in shown.tails]
+        if shown is not None:
+            named = {(tail.source, tail.epoch) for tail in shown.tails}
         await asyncio.sleep(0.5)
-    return []
+    return named
 
 
 async def full_disk(run: Run) -> Figure:
