@@ -320,7 +320,7 @@ async def test_what_does_not_fit_is_refused_and_leaves_nothing():
         with pytest.raises(EngineRefused) as refused:
             made.submit(job(prompt=tuple(range(300, 364))))
         assert refused.value.nack == "too_long"
-    async with engine("constant:ttft_ms=5", waiting_max=1, seqs_max=1) as (made, sink):
+    async with engine("constant:ttft_ms=200", waiting_max=1, seqs_max=1) as (made, sink):
         made.submit(job("r1", max_tokens=1))
         made.submit(job("r2", max_tokens=1))
         with pytest.raises(EngineRefused) as refused:
