@@ -36,7 +36,7 @@ from bus import keys
 from bus.bus import Subscription
 from bus.endpoint import PAYLOAD_BYTES_MAX, Endpoint, Interest, Outbox, log, server_urls
 from bus.errors import NotAllowed, NotConnected
-from bus.nats_client import SteadyClient, end
+from bus.nats_client import ConnectionIsClosed, SteadyClient, end
 from bus.subjects import PREFIX
 
 PING_INTERVAL_S: Final = 1
@@ -296,6 +296,8 @@ class NatsBus(Endpoint):
         try:
             # Waits only while the socket takes no more; what comes meanwhile is bounded by _post.
             await self._client.publish(subject, data, reply)
+        except ConnectionIsClosed:
+            log.debug("%s: %s waits for the next connection", self._source, subject)
         except (NatsError, OSError) as error:
             if not self._linked:
                 return  # it stays the first

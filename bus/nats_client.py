@@ -1,9 +1,8 @@
 """nats-py's client, on whichever event loop runs.
 
-To what is written to a connection that is closed, asyncio's own loop says nothing, and the next
-``drain`` raises ``ConnectionResetError``: that is how nats-py comes to know. uvloop raises
-``RuntimeError`` at the write, which nats-py does not take for the end of a connection: what sends
-fails with it, and a reconnection that meets it is never tried again.
+At what is written to a connection that is closed, uvloop raises ``RuntimeError``. nats-py counts on
+``OSError``: with anything else whatever sends fails, and a reconnection that meets it is never
+tried again.
 """
 
 import contextlib
@@ -13,8 +12,12 @@ from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
 
+class ConnectionIsClosed(ConnectionError):
+    """Nothing was written. What nats-py was to send it keeps for the next connection."""
+
+
 class SteadyTransport(TcpTransport):
-    """Takes whatever is written; that the connection is closed is told by ``drain``."""
+    """Says in nats-py's words that the connection is closed."""
 
     def __bool__(self) -> bool:
         """True from the start: instead of one that is not, nats-py makes one of its own."""
@@ -24,9 +27,12 @@ class SteadyTransport(TcpTransport):
         self.writelines([payload])
 
     def writelines(self, payload: Iterable[bytes]) -> None:
-        if super().__bool__():  # type: ignore[no-untyped-call]
-            with contextlib.suppress(RuntimeError):
-                super().writelines(payload)  # type: ignore[no-untyped-call]
+        if not super().__bool__():  # type: ignore[no-untyped-call]
+            raise ConnectionIsClosed("not connected yet")
+        try:
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise ConnectionIsClosed(str(error)) from error
 
 
 class SteadyClient(Client):

@@ -50,6 +50,7 @@ def test_what_is_said_to_a_closed_connection_ends_nobody(
             await gateway._send_first()  # the sender's own turn would be one too late
             gateway.publish(CANCEL, example(CancelRequest, request_id="later"))
             await until(lambda: heard == ["at once", "later"], "heard")
+            assert gateway.counters["dropped_total"] == 0
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(scene())
