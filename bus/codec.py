@@ -71,7 +71,7 @@ def decode(data: bytes) -> Decoded:
     """The message in ``data``, of the class its schema id names; raises ``MalformedMessage``."""
     try:
         shadow = _message_decoder().decode(data)
-    except _BAD_BYTES as error:
+    except BAD_BYTES as error:
         raise MalformedMessage(str(error)) from error
     values = msgspec.structs.asdict(shadow)
     take = values.pop
@@ -86,7 +86,7 @@ def decode_bare(schema_id: str, fields: bytes | msgspec.Raw) -> Message:
         raise MalformedMessage(f"unknown schema {schema_id[:64]!r}")
     try:
         shadow = _bare_decoder(cls).decode(fields)
-    except _BAD_BYTES as error:
+    except BAD_BYTES as error:
         raise MalformedMessage(f"{cls.__name__}: {error}") from error
     return _rebuild(cls, msgspec.structs.asdict(shadow))
 
@@ -99,7 +99,8 @@ def encode_bare(message: Message) -> msgspec.Raw:
 # How to think about the rest: a class has a *shadow* (what msgspec parses), and a shadow's values
 # are *rebuilt* into an instance. Both are worked out from the annotations, once per class.
 
-_BAD_BYTES: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+#: What msgspec raises for bytes that are not what they should be.
+BAD_BYTES: Final = (msgspec.MsgspecError, ValueError, RecursionError)
 
 #: The envelope stands in front of a message's fields; no field may have these names.
 _TRACE, _SOURCE, _EPOCH, _SEQ = (f"envelope_{n}" for n in ("trace", "source", "epoch", "seq"))
@@ -246,7 +247,7 @@ def unpack_frame(data: bytes) -> tuple[int, int, list[Entry]]:
     """
     try:
         layout, worker_epoch, frame_seq, entries = _frame_decoder.decode(data)
-    except _BAD_BYTES as error:
+    except BAD_BYTES as error:
         raise MalformedMessage(f"not a token frame: {error}") from error
     if layout != FRAME_LAYOUT:
         raise MalformedMessage(f"a token frame of layout {layout}")

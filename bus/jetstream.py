@@ -117,7 +117,7 @@ class Questions:
             try:
                 await self._client.publish(subject, question, answer.address, headers)
                 await answer.complete(SILENCE_S)
-            except (NatsError, OSError, TimeoutError) as error:
+            except (NatsError, OSError) as error:  # silence is a TimeoutError, an OSError
                 raise StreamUnavailable(f"{stream}: {type(error).__name__}") from error
             finally:
                 self._answer = None

@@ -55,7 +55,7 @@ def unpack_inputs(data: bytes) -> list[Input]:
     """What ``pack_inputs`` packed; raises ``MalformedMessage``."""
     try:
         items = _inputs.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except codec.BAD_BYTES as error:
         raise MalformedMessage(f"not journal inputs: {error}") from error
     return [_unpacked(item) for item in items]
 

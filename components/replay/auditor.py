@@ -7,6 +7,7 @@ on its own. What an earlier life of it found stands in FLEET and is not told twi
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Final
 
 import msgpack
@@ -244,16 +245,8 @@ class Auditor:
                 now = await self._readers[name].state(name)
         except (TimeoutError, StreamUnavailable):
             return
-        self._held[name] = StreamNow(
-            name=name,
-            messages=now.messages,
-            bytes=now.bytes,
-            bytes_max=now.bytes_max,
-            age_max_s=now.age_max_s,
-            first_seq=now.first_seq,
-            last_seq=now.last_seq,
-            audited_seq=self._read[name],
-        )
+        read = self._read[name]
+        self._held[name] = StreamNow(name=name, audited_seq=read, **asdict(now))
 
 
 def envelope(data: bytes) -> tuple[Key, int] | None:
